@@ -1,0 +1,51 @@
+# Each target sets up .venv by itself the first time, from PyPI and with pip alone.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+SAMPLES := mixlora/default/samples/rows.jsonl
+SOURCES := mixlora modeling training
+
+.PHONY: help install chat test lint format types clean
+
+help:
+	@echo "make chat    answer the samples that ship with the package: text, a picture, a voice, a voice beside a picture"
+	@echo "make test    run the tests, offline"
+	@echo "make lint    check style with ruff         make format  let ruff rewrite the files"
+	@echo "make types   check types with mypy         make clean   remove caches (not .venv, not build/data)"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("mixlora needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name another one with PYTHON=...") if sys.version_info < (3, 11) else None'
+	@test -x $(BIN)/python || { echo "==> making a virtual environment in .venv"; $(PYTHON) -m venv .venv; }
+	@echo "==> installing mixlora and its dependencies into .venv (torch is large: the first time takes some minutes)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev,train]'
+	@touch $@
+	@echo "==> installed"
+
+chat: $(STAMP)
+	@echo "==> four kinds of rows in one batch, from $(SAMPLES)"
+	@HF_HUB_OFFLINE=1 $(BIN)/mixlora chat --batch $(SAMPLES)
+
+test: $(STAMP)
+	@echo "==> running the tests, offline"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# mypy follows folders, not __path__: give it a tree of links in the shape of an installed package.
+types: $(STAMP)
+	@rm -rf build/types && mkdir -p build/types/mixlora
+	@for file in mixlora/*; do ln -s "$(CURDIR)/$$file" "build/types/$$file"; done
+	@for folder in modeling training; do ln -s "$(CURDIR)/$$folder" "build/types/mixlora/$$folder"; done
+	cd build/types && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p mixlora
+
+clean:
+	rm -rf build/types dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(SOURCES) tests -name __pycache__ -type d -prune -exec rm -rf {} +

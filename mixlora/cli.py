@@ -1,0 +1,190 @@
+"""The command line. Heavy libraries are imported inside the commands, so that `--help` answers at once."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import mixlora
+from mixlora.rows import Row, read_questions
+
+if TYPE_CHECKING:
+    from mixlora.chat import Answer, ChatSession
+
+app = typer.Typer(
+    help="A text decoder with eyes and ears: LoRA adapters routed row by row.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+export_app = typer.Typer(help="Write a checkpoint in another form.", no_args_is_help=True)
+app.add_typer(export_app, name="export")
+
+Model = Annotated[Path | None, typer.Option(help="Checkpoint folder; by default the one inside the package.")]
+Tokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
+COMMANDS = "/image FILE or /audio FILE adds to the next turn, /new starts over, /quit or an empty line ends."
+
+
+def _load(model: Path | None, max_new_tokens: int) -> "ChatSession":
+    """A session with the checkpoint, saying on stderr which one it is."""
+    folder = model if model is not None else Path(mixlora.default_checkpoint())
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is no checkpoint: it has no config.json")
+    print(f"loading {folder}", file=sys.stderr)
+    from transformers.utils import logging
+
+    from mixlora.chat import ChatSession
+
+    logging.disable_progress_bar()
+    return ChatSession.from_pretrained(folder, max_new_tokens)
+
+
+@app.command()
+def chat(
+    prompt: Annotated[str | None, typer.Argument(help="The question; without one, talk turn by turn.")] = None,
+    model: Model = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")] = None,
+    audio: Annotated[list[Path] | None, typer.Option(help="A clip; alone, it is the question.")] = None,
+    batch: Annotated[
+        Path | None, typer.Option(help='Answer rows {"text"?, "images"?, "audio"?} of a JSON lines file as one batch.')
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --batch: one JSON object a row.")] = False,
+    max_new_tokens: Tokens = 64,
+) -> None:
+    """Ask about text, pictures and voices; answers stream."""
+    if batch is not None:
+        if prompt is not None or image or audio:
+            raise ValueError("--batch takes its questions from the file: give no PROMPT, --image or --audio with it")
+        rows = read_questions(batch)
+        answers = _load(model, max_new_tokens).answer_batch(rows)
+        print("\n".join(_json_lines(answers) if as_json else _table(rows, answers)))
+        return
+    if as_json:
+        raise ValueError("--json goes with --batch")
+    for path in [*(image or []), *(audio or [])]:
+        if not path.is_file():
+            raise FileNotFoundError(f"no such file: {path}")
+    row = Row(prompt, tuple(image or ()), tuple(audio or ()), where="command line")
+    if prompt is not None and not prompt.strip() and not image and not audio:
+        raise ValueError("the prompt is empty")
+    session = _load(model, max_new_tokens)
+    if prompt is None and not audio:
+        _talk(session, row)
+    else:
+        _say(session, row)
+
+
+def _json_lines(answers: "list[Answer]") -> Iterator[str]:
+    """One JSON object an answer."""
+    for answer in answers:
+        record = {"text": answer.text, "modality": answer.modality, "adapter": answer.adapter}
+        yield json.dumps(record, ensure_ascii=False)
+
+
+def _table(rows: list[Row], answers: "list[Answer]") -> Iterator[str]:
+    """Columns for a reader: the route, the question, the answer."""
+    yield f"{'modality':<14} {'adapter':<8} {'question':<50} answer"
+    for row, answer in zip(rows, answers, strict=True):
+        media = " ".join(f"[{path.name}]" for path in (*row.images, *row.audio))
+        asked = " ".join(f"{media} {row.text or ''}".split())
+        yield f"{answer.modality:<14} {answer.adapter or '-':<8} {asked:<50} {' '.join(answer.text.split())}"
+
+
+def _say(session: "ChatSession", row: Row) -> None:
+    """Print an answer as it comes."""
+    for piece in session.ask(row):
+        print(piece, end="", flush=True)
+    print()
+
+
+def _talk(session: "ChatSession", row: Row) -> None:
+    """Turn by turn until the input ends; media of `row` belong to the first turn. Bad media end no conversation."""
+    images, clips = list(row.images), list(row.audio)
+    print(COMMANDS, file=sys.stderr)
+    while True:
+        try:
+            said = input("> ").strip()
+        except EOFError:
+            return
+        command, _, argument = said.partition(" ")
+        if said == "/quit" or (not said and not images and not clips):
+            return
+        if command in ("/image", "/audio"):
+            (images if command == "/image" else clips).append(Path(argument.strip()))
+            continue
+        if said == "/new":
+            session.reset()
+            images, clips = [], []
+            continue
+        try:
+            _say(session, Row(said or None, tuple(images), tuple(clips), where="this turn"))
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+        images, clips = [], []
+
+
+@app.command("eval")
+def evaluate(
+    model: Model = None,
+    data: Annotated[Path | None, typer.Option(help="JSON lines; by default the held-out splits.")] = None,
+    task: Annotated[str | None, typer.Option(help="This task only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many rows of each task only.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at once.")] = 16,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures here as well.")] = None,
+    max_new_tokens: Tokens = 64,
+) -> None:
+    """Measure a checkpoint: word error rate, exact match, yes or no, each with its 95 % interval.
+
+    A row of --data is {"task"?, "prompt"?, "images"?, "audio"?, "answers": [...], "metric": "wer"|"exact"|"yes_no"};
+    media paths count from the file. The word error rate's interval is a seeded bootstrap, the others are Wilson's.
+    """
+    from mixlora.evaluation import run, tasks
+
+    groups = tasks.select(data, task, limit)
+    session = _load(model, max_new_tokens)
+    print(run.heading(), flush=True)
+    results = []
+    for result in run.evaluate(session, groups, batch_size):
+        results.append(result)
+        print(run.line(result), flush=True)
+    if json_path is not None:
+        run.write_results(results, json_path)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file, or the name of a packaged recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, or STAGE.key=value.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder of the stages.")] = Path("build/train"),
+) -> None:
+    """Run the stages of a recipe in order; the same command goes on after a kill."""
+    from mixlora.training.train import train as run_recipe
+
+    run_recipe(recipe, output, overrides or [])
+
+
+@export_app.command("code")
+def export_code_command(
+    source: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    destination: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+) -> None:
+    """Write a checkpoint with its code, for trust_remote_code=True where mixlora is not installed."""
+    from mixlora.checkpoints.export import export_code
+
+    export_code(source, destination)
+    print(f"wrote {destination}")
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """The entry point: what a user can mend becomes one line on stderr and exit status 1."""
+    try:
+        return app(arguments)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Configuration of the decoder, the towers' projectors, the adapters and the routing table."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+MODALITIES = ("text", "vision", "speech", "vision_speech")
+ADAPTER_FIELDS = {"r", "alpha", "dropout", "target_modules"}
+
+
+@strict
+class MixLoraTextConfig(PreTrainedConfig):
+    """Decoder-only transformer: grouped-query attention, RMSNorm, gated MLP, rotary positions.
+
+    The field names are those of `LlamaConfig`. On top of them:
+
+    Args:
+        fused_projections: one `qkv_proj` and one `gate_up_proj` (Phi-3, Phi-4) in place of the split ones.
+        attention_bias: bias of the q, k and v projections (Qwen2).
+        attention_output_bias: bias of the output projection.
+        qk_norm: RMSNorm over each head of q and k (Qwen3).
+    """
+
+    model_type = "mixlora_decoder"
+    base_config_key = "text_config"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vocab_size: int = 32000
+    hidden_size: int = 256
+    intermediate_size: int = 768
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 8
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-5
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    tie_word_embeddings: bool = True
+    rope_parameters: dict[str, Any] | None = None
+    attention_bias: bool = False
+    attention_output_bias: bool = False
+    attention_dropout: int | float = 0.0
+    mlp_bias: bool = False
+    fused_projections: bool = False
+    qk_norm: bool = False
+
+    def __post_init__(self, **kwargs):
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Raises ValueError where the heads do not divide."""
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) is not a multiple of "
+                f"num_key_value_heads ({self.num_key_value_heads})"
+            )
+
+
+@strict
+class MixLoraConfig(PreTrainedConfig):
+    """A frozen decoder with a vision tower, a speech tower, and one LoRA adapter a route.
+
+    Args:
+        text_config: the decoder, a [`MixLoraTextConfig`].
+        vision_config: any transformers vision encoder (`timm_wrapper` included), or None.
+        speech_config: any transformers audio encoder (Whisper's included), or None.
+        adapters: name -> `{"r", "alpha", "dropout", "target_modules"}`; `target_modules` lists projection names.
+        routing: modality of a row (text, vision, speech, vision_speech) -> adapter name, or None for the base alone.
+        image_token_id: placeholder that a picture's features replace, one placeholder a feature.
+        audio_token_id: the same for clips.
+        vision_layers: feature layers of the vision tower whose outputs are joined, the deepest one last.
+            Stage indices for `timm_wrapper`, indices into `hidden_states` otherwise.
+        vision_tokens_per_side: a crop gives this number squared of tokens.
+        vision_feature_size: width of the joined features. Taken from the tower where it tells.
+        speech_stack: neighbouring encoder frames joined into one token.
+        projector_hidden_size: width of the projectors' hidden layer; the decoder's width by default.
+    """
+
+    model_type = "mixlora"
+    sub_configs_defaults = {
+        "text_config": MixLoraTextConfig,
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="timm_wrapper", optional=True),
+        "speech_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper", optional=True),
+    }
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    speech_config: dict | PreTrainedConfig | None = None
+    adapters: dict[str, Any] | None = None
+    routing: dict[str, Any] | None = None
+    image_token_id: int | None = None
+    audio_token_id: int | None = None
+    vision_layers: list[int] | None = None
+    vision_tokens_per_side: int = 7
+    vision_feature_size: int | None = None
+    speech_stack: int = 4
+    projector_hidden_size: int | None = None
+    tie_word_embeddings: bool = True
+    base_model: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs):
+        self.adapters = dict(self.adapters or {})
+        default = {modality: modality if modality in self.adapters else None for modality in MODALITIES}
+        default["vision_speech"] = default["vision"]
+        self.routing = default | dict(self.routing or {})
+        if self.vision_layers is None:
+            self.vision_layers = [-1]
+        super().__post_init__(**kwargs)
+        self.tie_word_embeddings = self.text_config.tie_word_embeddings
+
+    def validate_architecture(self):
+        """Raises ValueError for an unknown modality, an adapter that is not there, or a wrong adapter entry."""
+        for modality, name in self.routing.items():
+            if modality not in MODALITIES:
+                raise ValueError(f"routing: unknown modality {modality!r}, expected one of {MODALITIES}")
+            if name is not None and not isinstance(name, str):
+                raise ValueError(f"routing[{modality!r}] must be an adapter name or None, got {name!r}")
+        for name, spec in self.adapters.items():
+            if "." in name or not name:
+                raise ValueError(f"adapter name {name!r} must be non-empty and without dots")
+            if wrong := set(spec) - ADAPTER_FIELDS:
+                raise ValueError(f"adapters[{name!r}]: unknown {sorted(wrong)}, expected {sorted(ADAPTER_FIELDS)}")
+            if not isinstance(spec.get("r"), int) or spec["r"] < 1:
+                raise ValueError(f"adapters[{name!r}]: r must be an integer above 0, got {spec.get('r')!r}")

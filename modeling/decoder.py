@@ -1,0 +1,136 @@
+"""The text decoder: routed attention and a routed gated MLP, stacked."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import PreTrainedModel
+
+from .attention import RMSNorm, RoutedAttention
+from .configuration_mixlora import MixLoraTextConfig
+from .rope import RotaryEmbedding
+from .routed_lora import Route, RoutedLinear
+
+
+class RoutedMLP(nn.Module):
+    """`down(act(gate(x)) * up(x))`, each projection routed."""
+
+    def __init__(self, config: MixLoraTextConfig):
+        super().__init__()
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.fused = config.fused_projections
+        if self.fused:
+            self.gate_up_proj = RoutedLinear(nn.Linear(width, 2 * inner, bias=bias))
+        else:
+            self.gate_proj = RoutedLinear(nn.Linear(width, inner, bias=bias))
+            self.up_proj = RoutedLinear(nn.Linear(width, inner, bias=bias))
+        self.down_proj = RoutedLinear(nn.Linear(inner, width, bias=bias))
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, x: torch.Tensor, route: Route) -> torch.Tensor:
+        """`[batch, length, width]` -> the same shape."""
+        if self.fused:
+            gate, up = self.gate_up_proj(x, route).chunk(2, dim=-1)  # gate first, as in Phi-3
+        else:
+            gate, up = self.gate_proj(x, route), self.up_proj(x, route)
+        return self.down_proj(self.act_fn(gate) * up, route)
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """Pre-norm block: attention, then MLP, each with its residual."""
+
+    def __init__(self, config: MixLoraTextConfig, layer_idx: int):
+        super().__init__()
+        self.self_attn = RoutedAttention(config, layer_idx)
+        self.mlp = RoutedMLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        route: Route,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """`[batch, length, width]` -> the same shape."""
+        attended, _ = self.self_attn(
+            self.input_layernorm(hidden_states),
+            route,
+            position_embeddings,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states), route)
+
+
+class RoutedPreTrainedModel(PreTrainedModel):
+    """What every model here tells transformers."""
+
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["DecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values", "route"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": DecoderLayer, "attentions": RoutedAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, RotaryEmbedding):
+            module.reset_buffers(module.inv_freq.device)
+        elif isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, RoutedLinear):
+            for name in module.lora_B:
+                module.reset_adapter(name)
+
+
+class RoutedDecoder(RoutedPreTrainedModel):
+    """Embedding, layers and the last norm. Masks and positions are the caller's."""
+
+    config_class = MixLoraTextConfig
+
+    def __init__(self, config: MixLoraTextConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb = RotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        route: Route,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        row_lengths: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """`inputs_embeds` `[batch, length, width]` -> normed hidden states of the same shape."""
+        position_embeddings = self.rotary_emb(inputs_embeds, position_ids, row_lengths)
+        hidden_states = inputs_embeds
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                route,
+                position_embeddings,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+                **kwargs,
+            )
+        return self.norm(hidden_states)

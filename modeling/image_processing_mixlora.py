@@ -1,0 +1,116 @@
+"""Pictures: whatever a user hands over, as one normalised square crop."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+
+
+def load_picture(source: Any, where: str = "picture") -> Image.Image:
+    """A picture as RGB: EXIF orientation applied, alpha laid on white, 16-bit scaled to 8.
+
+    Args:
+        source: a PIL image, a path, encoded bytes, or an array or tensor `[h, w]`, `[h, w, c]` or `[c, h, w]`, uint8
+            or uint16, or float in 0..1.
+        where: how errors call it.
+
+    Raises:
+        ValueError: something else, an empty or undecodable picture, NaN, or floats outside 0..1.
+    """
+    if isinstance(source, np.ndarray | torch.Tensor):
+        return _to_rgb(_from_array(np.asarray(source), where))
+    if isinstance(source, bytes):
+        source = io.BytesIO(source)
+    elif isinstance(source, str) and source.split(":", 1)[0].lower() in ("http", "https", "data"):
+        raise ValueError(f"{where}: addresses are not fetched; pass a path, bytes, an array or a PIL image")
+    if isinstance(source, str | Path | io.BytesIO):
+        try:
+            source = Image.open(source)
+            source.load()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{where}: can't be read as a picture ({error})") from error
+    if not isinstance(source, Image.Image):
+        raise ValueError(f"{where}: expected a PIL image, an array, a path or bytes, got {type(source).__name__}")
+    if 0 in source.size:
+        raise ValueError(f"{where}: a picture of {source.width} x {source.height} pixels is empty")
+    return _to_rgb(ImageOps.exif_transpose(source))
+
+
+def _from_array(array: np.ndarray, where: str) -> Image.Image:
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[-1] not in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.size == 0 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
+        raise ValueError(f"{where}: an array of shape {array.shape} is not [h, w], [h, w, 3 or 4] or [3 or 4, h, w]")
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise ValueError(f"{where}: float pixels must be finite and in 0..1, or pass uint8 in 0..255")
+        array = (array * 255).round()
+    elif array.dtype == np.uint16:
+        array = array // 257
+    elif array.dtype == np.bool_:
+        array = array * np.uint8(255)
+    elif array.min() < 0 or array.max() > 255:
+        raise ValueError(f"{where}: integer pixels must be in 0..255, got {array.min()}..{array.max()}")
+    return Image.fromarray(array.astype(np.uint8))
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        values = np.asarray(picture, dtype=np.float64)
+        scale = 255 / 65535 if values.max() > 255 else 1.0
+        picture = Image.fromarray((values * scale).clip(0, 255).round().astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+class MixLoraImageProcessor(BaseImageProcessor):
+    """Fits a picture into a square, keeping its aspect, and normalises it.
+
+    The rest of the square takes the median colour of the picture's own border, so that no edge appears.
+
+    Args:
+        size: side of the square.
+        image_mean, image_std: per channel, for pixels in 0..1. The defaults are EfficientNet-Lite's.
+    """
+
+    model_input_names = ["pixel_values", "image_sizes"]
+
+    def __init__(
+        self,
+        size: int = 224,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.size = size
+        self.image_mean = image_mean or [127 / 255] * 3
+        self.image_std = image_std or [128 / 255] * 3
+
+    def preprocess(self, images: Any, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
+        """`pixel_values` `[images, 3, size, size]` and `image_sizes` `[images, 2]` (height, width)."""
+        images = images if isinstance(images, list | tuple) else [images]
+        pictures = [load_picture(image, f"picture {i}") for i, image in enumerate(images)]
+        pixels = np.stack([self._crop(picture) for picture in pictures])
+        sizes = np.array([(picture.height, picture.width) for picture in pictures])
+        return BatchFeature({"pixel_values": pixels, "image_sizes": sizes}, tensor_type=return_tensors)
+
+    def _crop(self, picture: Image.Image) -> np.ndarray:
+        scale = self.size / max(picture.size)
+        width, height = (max(1, round(side * scale)) for side in picture.size)
+        pixels = np.asarray(picture)
+        border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        canvas = Image.new("RGB", (self.size, self.size), tuple(int(c) for c in np.median(border, axis=0)))
+        resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+        canvas.paste(resized, ((self.size - width) // 2, (self.size - height) // 2))
+        values = np.asarray(canvas, dtype=np.float32) / 255
+        normalised = (values - np.float32(self.image_mean)) / np.float32(self.image_std)
+        return normalised.transpose(2, 0, 1)

@@ -1,0 +1,104 @@
+"""Builds a model from parts: a decoder, a vision tower, a speech tower, each a folder, a hub id, a config or a model."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from .configuration_mixlora import MixLoraTextConfig
+
+Part = str | Path | PreTrainedConfig | PreTrainedModel
+PROJECTION = re.compile(r"\.((?:q|k|v|o|qkv|gate|up|gate_up|down)_proj)\.")
+# Decoders with Llama's layout and arithmetic -> what differs from the defaults of MixLoraTextConfig.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {"attention_bias": True},
+    "qwen3": {"qk_norm": True},
+    "phi3": {"fused_projections": True},
+}
+
+
+def translate_text_config(config: PreTrainedConfig) -> MixLoraTextConfig:
+    """The decoder config of a Llama-like family in our terms.
+
+    Raises:
+        ValueError: the model type is not one of [`FAMILIES`], or it slides its attention window.
+    """
+    if isinstance(config, MixLoraTextConfig):
+        return config
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"decoder: model type {config.model_type!r} is not one of {sorted(FAMILIES)}")
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < config.max_position_embeddings:
+        raise ValueError(f"decoder: a sliding window ({window}) is not supported")
+    names = set(MixLoraTextConfig.__dataclass_fields__) - {"dtype", "architectures"}
+    same = {name: value for name, value in config.to_dict().items() if name in names and value is not None}
+    if config.model_type == "llama" and same.get("attention_bias"):
+        same["attention_output_bias"] = True
+    return MixLoraTextConfig(**(same | FAMILIES[config.model_type]))
+
+
+def decoder_key(name: str) -> str:
+    """A tensor's name in a Llama-like checkpoint -> its name in ours."""
+    name = PROJECTION.sub(r".\1.base_layer.", name)
+    return name if name.startswith("lm_head") else name.replace("model.", "model.language_model.", 1)
+
+
+def resolve(part: Part, loader: Any = AutoModel) -> tuple[PreTrainedConfig, dict[str, torch.Tensor] | None]:
+    """Config and weights of a part; weights are None where only a config is given."""
+    if isinstance(part, PreTrainedConfig):
+        return part, None
+    if isinstance(part, PreTrainedModel):
+        return part.config, part.state_dict()
+    config = AutoConfig.from_pretrained(part)
+    loader = WhisperEncoder if config.model_type == "whisper" else loader
+    return config, loader.from_pretrained(part, dtype=torch.float32).state_dict()
+
+
+def load_tower(tower: nn.Module, state: dict[str, torch.Tensor] | None, what: str) -> None:
+    """Copies weights into a tower.
+
+    Raises:
+        ValueError: the tower has tensors that `state` lacks. What `state` has beyond them is not used: layers behind
+            the last feature layer are pruned on purpose.
+    """
+    if state is None:
+        return
+    missing, _ = tower.encoder.load_state_dict(state, strict=False)
+    if missing:
+        raise ValueError(f"{what}: the checkpoint lacks {missing[:5]}{' ...' if len(missing) > 5 else ''}")
+
+
+def build(model_class: Any, decoder: Part, vision: Part | None, speech: Part | None, options: dict[str, Any]) -> Any:
+    """See [`MixLoraForConditionalGeneration.from_parts`]."""
+    text_config, text_state = resolve(decoder, AutoModelForCausalLM)
+    vision_config, vision_state = (None, None) if vision is None else resolve(vision)
+    speech_config, speech_state = (None, None) if speech is None else resolve(speech)
+    config = model_class.config_class(
+        text_config=translate_text_config(text_config).to_dict(),
+        vision_config=vision_config,
+        speech_config=speech_config,
+        **options,
+    )
+    model = model_class(config)
+    if text_state is not None:
+        state = {decoder_key(name): value for name, value in text_state.items()}
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        missing = [
+            n for n in missing if (n.startswith("model.language_model") or n == "lm_head.weight") and "lora_" not in n
+        ]
+        if missing or unexpected:
+            raise ValueError(f"decoder: missing {missing[:5]}, not understood {unexpected[:5]}")
+        model.tie_weights()
+    if vision is not None:
+        load_tower(model.model.vision_tower, vision_state, "vision_tower")
+    if speech is not None:
+        load_tower(model.model.speech_tower, speech_state, "speech_tower")
+    return model

@@ -1,0 +1,87 @@
+"""Rotary positions. Frequencies come from transformers' initialisers; a row's own length picks its factors."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from .configuration_mixlora import MixLoraTextConfig
+
+
+def default_frequencies(config: MixLoraTextConfig) -> torch.Tensor:
+    """Inverse frequencies `[rotary_dim / 2]` of plain RoPE (RoFormer, arXiv 2104.09864)."""
+    dim = int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+    exponent = torch.arange(0, dim, 2, dtype=torch.float) / dim
+    return 1.0 / (config.rope_parameters["rope_theta"] ** exponent)
+
+
+class RotaryEmbedding(nn.Module):
+    """cos and sin for each position of each row.
+
+    LongRoPE has two sets of factors. Row by row, the set follows the row's real length, so a short row is not changed
+    by a long neighbour nor by padding.
+    """
+
+    def __init__(self, config: MixLoraTextConfig):
+        super().__init__()
+        self.config = config
+        parameters = config.rope_parameters
+        self.rope_type = parameters["rope_type"]
+        self.original_length = parameters.get("original_max_position_embeddings") or config.max_position_embeddings
+        self.inv_freq = nn.Buffer(torch.empty(0), persistent=False)
+        self.long_inv_freq = nn.Buffer(torch.empty(0), persistent=False)
+        self.reset_buffers()
+
+    def reset_buffers(self, device: torch.device | None = None) -> None:
+        """Computes both sets of frequencies anew, in fp32."""
+        short, self.attention_scaling = self._frequencies(self.original_length)
+        long = self._frequencies(self.original_length + 1)[0] if self.rope_type == "longrope" else short.clone()
+        self.inv_freq, self.long_inv_freq = short.to(device), long.to(device)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "RotaryEmbedding":
+        super()._apply(fn, recurse)
+        if self.inv_freq.dtype != torch.float32:  # `.to(bfloat16)` must not round positions
+            self.reset_buffers(self.inv_freq.device)
+        return self
+
+    def _frequencies(self, length: int) -> tuple[torch.Tensor, float]:
+        if self.rope_type == "default":
+            return default_frequencies(self.config), 1.0
+        return ROPE_INIT_FUNCTIONS[self.rope_type](self.config, None, seq_len=length)
+
+    @torch.no_grad()
+    def forward(
+        self, x: torch.Tensor, position_ids: torch.Tensor, row_lengths: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin, each `[batch, length, rotary_dim]`, in the dtype of `x`.
+
+        Args:
+            position_ids: `[batch, length]`.
+            row_lengths: `[batch]`, real tokens of each row so far; read by LongRoPE alone.
+        """
+        inv_freq = self.inv_freq.float()[None, None]  # [1, 1, rotary_dim / 2]
+        if self.rope_type == "longrope":
+            lengths = position_ids.amax(dim=-1) + 1 if row_lengths is None else row_lengths
+            is_long = (lengths > self.original_length)[:, None, None]
+            inv_freq = torch.where(is_long, self.long_inv_freq.float()[None, None], inv_freq)
+        freqs = position_ids[..., None].float() * inv_freq
+        angles = torch.cat((freqs, freqs), dim=-1)
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return cos.to(x.dtype), sin.to(x.dtype)
+
+
+def rotate_half(x: torch.Tensor) -> torch.Tensor:
+    """`(a, b) -> (-b, a)` over the halves of the last dimension."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((-b, a), dim=-1)
+
+
+def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotates the first `rotary_dim` dimensions of `x` `[batch, heads, length, head_dim]`; the rest has no position."""
+    dim = cos.shape[-1]
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    if dim == x.shape[-1]:
+        return x * cos + rotate_half(x) * sin
+    head, tail = x[..., :dim], x[..., dim:]
+    return torch.cat((head * cos + rotate_half(head) * sin, tail), dim=-1)

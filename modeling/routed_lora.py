@@ -1,0 +1,120 @@
+"""Routed LoRA: a frozen linear layer, and for each adapter the rows it acts on.
+
+The route is a value that is made once per forward and passed down as an argument; no hook and no module state says
+which adapter acts, so checkpointing, threads, beams and exceptions cannot change it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Route:
+    """For each adapter that a batch needs, the rows it acts on.
+
+    Attributes:
+        rows: `(adapter name, LongTensor of row indices)`; indices None means every row of the batch.
+        masks: `(adapter name, BoolTensor [batch, 1, 1])`, the form made of tensor operations alone (decoding, compile).
+    """
+
+    rows: tuple[tuple[str, torch.Tensor | None], ...] = ()
+    masks: tuple[tuple[str, torch.Tensor], ...] = ()
+
+    @classmethod
+    def from_adapter_ids(cls, adapter_ids: torch.Tensor, names: list[str], masked: bool = False) -> "Route":
+        """Plans a batch.
+
+        Args:
+            adapter_ids: LongTensor `[batch]`, an index into `names`, -1 for the base alone.
+            names: the model's adapters, in the order of the config.
+            masked: make the mask form. It never reads a value back from the device.
+
+        Raises:
+            ValueError: an id outside `-1 .. len(names) - 1`, with its row.
+        """
+        if masked:
+            return cls(masks=tuple((name, (adapter_ids == i)[:, None, None]) for i, name in enumerate(names)))
+        ids = adapter_ids.tolist()
+        for row, i in enumerate(ids):
+            if not -1 <= i < len(names):
+                raise ValueError(f"row {row}: adapter id {i} is not in -1 .. {len(names) - 1} ({names})")
+        plan: list[tuple[str, torch.Tensor | None]] = []
+        for i, name in enumerate(names):
+            mine = [row for row, j in enumerate(ids) if j == i]
+            if mine:
+                index = None if len(mine) == len(ids) else torch.tensor(mine, device=adapter_ids.device)
+                plan.append((name, index))
+        return cls(rows=tuple(plan))
+
+    def to(self, device: torch.device | str) -> "Route":
+        """The same route with its tensors on `device`."""
+        rows = tuple((name, index if index is None else index.to(device)) for name, index in self.rows)
+        return Route(rows=rows, masks=tuple((name, mask.to(device)) for name, mask in self.masks))
+
+    @property
+    def names(self) -> set[str]:
+        """Adapters that may act."""
+        return {name for name, _ in (*self.rows, *self.masks)}
+
+
+class RoutedLinear(nn.Module):
+    """`base_layer(x)` plus, on the rows of each adapter, `scaling * lora_B(lora_A(dropout(x)))`.
+
+    The base stays an ordinary submodule, so that a quantizer can replace it. Sub-module names are PEFT's.
+    """
+
+    def __init__(self, base_layer: nn.Linear):
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A = nn.ModuleDict()
+        self.lora_B = nn.ModuleDict()
+        self.lora_dropout = nn.ModuleDict()
+        self.scaling: dict[str, float] = {}
+
+    @property
+    def in_features(self) -> int:
+        return self.base_layer.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.base_layer.out_features
+
+    def add_adapter(self, name: str, r: int, alpha: float, dropout: float = 0.0) -> None:
+        """Adds a LoRA pair of rank `r`, scaled by `alpha / r`. It starts as zero: `lora_B` is zero-initialised."""
+        weight = self.base_layer.weight
+        options = {"bias": False, "device": weight.device}
+        if weight.dtype.is_floating_point:
+            options["dtype"] = weight.dtype
+        self.lora_A[name] = nn.Linear(self.in_features, r, **options)
+        self.lora_B[name] = nn.Linear(r, self.out_features, **options)
+        self.lora_dropout[name] = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.scaling[name] = alpha / r
+        self.reset_adapter(name)
+
+    @torch.no_grad()
+    def reset_adapter(self, name: str) -> None:
+        """Draws `lora_A` anew and zeroes `lora_B` (LoRA, arXiv 2106.09685, section 4.1)."""
+        nn.init.kaiming_uniform_(self.lora_A[name].weight, a=5**0.5)
+        nn.init.zeros_(self.lora_B[name].weight)
+
+    def delta(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """What adapter `name` adds for `x` `[rows, length, in]`: `[rows, length, out]`."""
+        return self.lora_B[name](self.lora_A[name](self.lora_dropout[name](x))) * self.scaling[name]
+
+    def forward(self, x: torch.Tensor, route: Route) -> torch.Tensor:
+        """`x` `[batch, length, in]` -> `[batch, length, out]`."""
+        out = self.base_layer(x)
+        for name, index in route.rows:
+            if name not in self.lora_A:
+                continue
+            if index is None:
+                out = out + self.delta(name, x)
+            else:
+                out = out.index_add(0, index, self.delta(name, x.index_select(0, index)).to(out.dtype))
+        for name, mask in route.masks:
+            if name in self.lora_A:
+                # `where`, not a product with the mask: rows of the base keep their bits.
+                out = torch.where(mask, out + self.delta(name, x), out)
+        return out

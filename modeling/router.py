@@ -1,0 +1,55 @@
+"""Which adapter a row takes: a table from what the row contains to an adapter name."""
+
+import torch
+
+from .configuration_mixlora import MODALITIES, MixLoraConfig
+
+
+class ModalityRouter:
+    """Maps rows to adapters by the table `config.routing` (Phi-4-Multimodal's: image and speech together take vision).
+
+    Stateless: it reads the config and the placeholders of a prompt, nothing else.
+    """
+
+    def __init__(self, config: MixLoraConfig):
+        self.config = config
+
+    @property
+    def names(self) -> list[str]:
+        """Adapter names, in the order that `adapter_ids` counts."""
+        return list(self.config.adapters)
+
+    def modalities(self, input_ids: torch.Tensor) -> list[str]:
+        """What each row of `input_ids` `[batch, length]` contains: text, vision, speech or vision_speech."""
+        image = self._contains(input_ids, self.config.image_token_id)
+        audio = self._contains(input_ids, self.config.audio_token_id)
+        return [MODALITIES[int(i) + 2 * int(a)] for i, a in zip(image, audio)]
+
+    def adapter_names(self, modalities: list[str]) -> list[str | None]:
+        """The adapter of each row, None for the base alone.
+
+        Raises:
+            ValueError: the table names an adapter that is not loaded, with the row and the modality.
+        """
+        result = []
+        for row, modality in enumerate(modalities):
+            name = self.config.routing[modality]
+            if name is not None and name not in self.config.adapters:
+                raise ValueError(
+                    f"row {row} ({modality}) needs adapter {name!r}, which is not loaded; loaded: {self.names}. "
+                    f"Load it, or set config.routing[{modality!r}] to None to use the base."
+                )
+            result.append(name)
+        return result
+
+    def __call__(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """`adapter_ids` LongTensor `[batch]` for `input_ids` `[batch, length]`; -1 is the base alone."""
+        names = self.adapter_names(self.modalities(input_ids))
+        ids = [-1 if name is None else self.names.index(name) for name in names]
+        return torch.tensor(ids, dtype=torch.long, device=input_ids.device)
+
+    @staticmethod
+    def _contains(input_ids: torch.Tensor, token_id: int | None) -> list[bool]:
+        if token_id is None:
+            return [False] * input_ids.shape[0]
+        return (input_ids == token_id).any(dim=1).tolist()

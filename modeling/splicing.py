@@ -1,0 +1,41 @@
+"""Placeholders and media: which row owns an item, and putting features where the placeholders stand."""
+
+import torch
+
+
+def owner_rows(placeholders: list[int], items: list[int], what: str) -> list[int]:
+    """The row of each item, from the placeholders that every row holds.
+
+    Args:
+        placeholders: placeholders of each row.
+        items: features of each item, in order of appearance.
+        what: name of an item, for errors.
+
+    Raises:
+        ValueError: an item does not fit its row, or a row's placeholders are left over, with row and item.
+    """
+    owners: list[int] = []
+    item = 0
+    for row, wanted in enumerate(placeholders):
+        found = 0
+        while found < wanted and item < len(items):
+            found += items[item]
+            owners.append(row)
+            item += 1
+        if found > wanted:
+            raise ValueError(
+                f"row {row}: {what} {item - 1} has {items[item - 1]} features, but the row holds only {wanted} "
+                f"placeholders for {found} features so far"
+            )
+        if found < wanted:
+            raise ValueError(
+                f"row {row} holds {wanted} {what} placeholders, but only {found} {what} features are given"
+            )
+    if item < len(items):
+        raise ValueError(f"{len(items)} {what} items are given, but the placeholders of all rows take only {item}")
+    return owners
+
+
+def splice(embeds: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Puts `features` `[tokens, width]` into `embeds` `[batch, length, width]` where `mask` `[batch, length]` is true."""
+    return embeds.masked_scatter(mask.unsqueeze(-1), features.to(embeds.dtype))

@@ -1,0 +1,99 @@
+"""Vision and speech towers: any transformers encoder named by its config, and what the projectors read of it."""
+
+import torch
+from torch import nn
+from transformers import AutoModel
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from .configuration_mixlora import MixLoraConfig
+
+
+def fold_map(features: torch.Tensor, side: int) -> torch.Tensor:
+    """A feature map `[crops, channels, h, w]` as `[crops, side * side, channels * (h / side)^2]`, nothing averaged.
+
+    Raises:
+        ValueError: the map's side is not a multiple of `side`.
+    """
+    height, width = features.shape[-2:]
+    if height % side or width % side:
+        raise ValueError(f"a {height} x {width} feature map does not fold into {side} x {side} tokens")
+    return nn.functional.pixel_unshuffle(features, height // side).flatten(2).transpose(1, 2)
+
+
+class VisionTower(nn.Module):
+    """A frozen-able image encoder that gives one feature vector a token."""
+
+    def __init__(self, config: MixLoraConfig):
+        super().__init__()
+        self.layers = list(config.vision_layers)
+        self.side = config.vision_tokens_per_side
+        self.encoder = AutoModel.from_config(config.vision_config)
+        self.is_timm = config.vision_config.model_type == "timm_wrapper"
+        if self.is_timm:  # nothing after the last feature layer is kept, so nothing after it is computed
+            self.encoder.timm_model.prune_intermediate_layers(self.layers, prune_norm=True, prune_head=True)
+        self.feature_size = config.vision_feature_size or self._feature_size(config.vision_config)
+
+    def _feature_size(self, config: PreTrainedConfig) -> int:
+        if not self.is_timm:
+            return config.hidden_size * len(self.layers)
+        info = self.encoder.timm_model.feature_info
+        last = max(info[i]["reduction"] for i in self.layers)
+        return sum(info[i]["num_chs"] * (last // info[i]["reduction"]) ** 2 for i in self.layers)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`pixel_values` `[crops, 3, height, width]` -> `[crops, tokens, feature_size]`."""
+        pixel_values = pixel_values.to(next(self.parameters()).dtype)
+        if self.is_timm:
+            maps = self.encoder.timm_model.forward_intermediates(
+                pixel_values, indices=self.layers, intermediates_only=True, stop_early=True
+            )
+            return torch.cat([fold_map(each, self.side) for each in maps], dim=-1)
+        states = self.encoder(pixel_values, output_hidden_states=True).hidden_states
+        features = torch.cat([states[i] for i in self.layers], dim=-1)
+        return features[:, -(self.side**2) :]  # without the class token
+
+
+class SpeechTower(nn.Module):
+    """Whisper's encoder on windows of a fixed length; a longer clip takes several windows.
+
+    The window is `2 * max_source_positions` mel frames of the config, so it may be shorter than Whisper's 30 s. Windows
+    of padding alone are not computed.
+    """
+
+    def __init__(self, config: MixLoraConfig):
+        super().__init__()
+        if config.speech_config.model_type != "whisper":
+            raise ValueError(
+                f"speech_config: model type {config.speech_config.model_type!r} is not supported; expected 'whisper'"
+            )
+        self.encoder = WhisperEncoder(config.speech_config)
+        self.window = 2 * config.speech_config.max_source_positions
+        self.feature_size = config.speech_config.d_model
+
+    def forward(self, input_features: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+        """Encodes clips.
+
+        Args:
+            input_features: log-mel frames `[clips, frames, mels]`, `frames` a multiple of the window.
+            mask: `[clips, frames]`, 1 at real frames.
+
+        Returns:
+            For each clip `[ceil(real frames / 2), feature_size]`.
+
+        Raises:
+            ValueError: `frames` is not a multiple of the window.
+        """
+        clips, frames, mels = input_features.shape
+        if frames % self.window:
+            raise ValueError(
+                f"input_features has {frames} frames, not a multiple of the tower's window, {self.window}"
+            )
+        windows = input_features.reshape(-1, self.window, mels)
+        real = mask.reshape(-1, self.window).any(dim=-1)
+        dtype = self.encoder.conv1.weight.dtype
+        encoded = self.encoder(windows[real].transpose(1, 2).to(dtype)).last_hidden_state
+        features = encoded.new_zeros(len(windows), self.window // 2, self.feature_size)
+        features = features.index_put((real.nonzero().squeeze(1),), encoded).reshape(clips, -1, self.feature_size)
+        counts = (mask.sum(dim=-1) + 1) // 2
+        return [clip[:count] for clip, count in zip(features, counts.tolist())]

@@ -1,0 +1,63 @@
+"""Assembles the untrained start of the default model: a fresh decoder around two pretrained encoders.
+
+python scripts/make_start.py --encoders build/encoders --tokenizer build/tokenizer --output build/start
+"""
+
+import argparse
+
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def main() -> None:
+    """Writes a checkpoint with its processor."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--encoders", default="build/encoders")
+    parser.add_argument("--tokenizer", default="build/tokenizer")
+    parser.add_argument("--output", default="build/start")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    import torch
+    from transformers import AutoTokenizer
+
+    from mixlora import MixLoraForConditionalGeneration, MixLoraProcessor
+    from mixlora.modeling.audio_processing_mixlora import MixLoraAudioProcessor
+    from mixlora.modeling.configuration_mixlora import MixLoraTextConfig
+    from mixlora.modeling.image_processing_mixlora import MixLoraImageProcessor
+
+    torch.manual_seed(args.seed)
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    text = MixLoraTextConfig(
+        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=8,
+        num_key_value_heads=4, max_position_embeddings=1024, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    model = MixLoraForConditionalGeneration.from_parts(
+        decoder=text,
+        vision_tower=f"{args.encoders}/efficientnet-lite0",
+        speech_tower=f"{args.encoders}/whisper-tiny.en",
+        adapters={
+            "vision": {"r": 24, "alpha": 48, "dropout": 0.0, "target_modules": PROJECTIONS},
+            "speech": {"r": 40, "alpha": 80, "dropout": 0.0, "target_modules": PROJECTIONS},
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image|>"),
+        audio_token_id=tokenizer.convert_tokens_to_ids("<|audio|>"),
+        vision_layers=[3, 4],
+        vision_tokens_per_side=7,
+        speech_stack=4,
+    )
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    processor = MixLoraProcessor(
+        image_processor=MixLoraImageProcessor(), audio_processor=MixLoraAudioProcessor(), tokenizer=tokenizer
+    )
+    model.save_pretrained(args.output)
+    processor.save_pretrained(args.output)
+    sizes = {
+        name: sum(model.get_parameter(n).numel() for n in names) for name, names in model.parameter_groups().items()
+    }
+    print({**sizes, "total": sum(sizes.values())})
+
+
+if __name__ == "__main__":
+    main()

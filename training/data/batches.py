@@ -1,0 +1,75 @@
+"""The order of a training, drawn before it starts: batches of rows of similar length, the same for the same seed."""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+
+from torch.utils.data import Sampler
+
+
+class BatchPlan(Sampler[list[int]]):
+    """Every batch of a stage, all epochs in a row, as lists of row indices.
+
+    One flat plan has a known length and needs no state: to resume is to skip as many batches as were done.
+    """
+
+    def __init__(self, batches: list[list[int]]):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def plan_batches(
+    lengths: Sequence[int],
+    weights: Sequence[float],
+    *,
+    tokens_per_batch: int = 0,
+    rows_per_batch: int = 0,
+    epochs: float = 0.0,
+    num_batches: int = 0,
+    seed: int = 0,
+) -> BatchPlan:
+    """Draws the batches of a stage.
+
+    Args:
+        lengths: tokens of each row.
+        weights: how often each row is seen in an epoch; a fraction is settled by a draw, anew each epoch.
+        tokens_per_batch: budget, padding included. A longer row is a batch of its own.
+        rows_per_batch: the other way to bound a batch; one of the two is 0.
+        epochs: passes over the data; the last may be partial.
+        num_batches: or the number of batches.
+        seed: the same seed gives the same plan.
+    """
+    batches: list[list[int]] = []
+    epoch = 0
+    while len(batches) < num_batches or epoch < epochs:
+        rng = random.Random(f"{seed}/{epoch}")
+        new = _epoch(lengths, weights, tokens_per_batch, rows_per_batch, rng)
+        share = min(1.0, epochs - epoch) if epochs else 1.0
+        batches += new[: math.ceil(len(new) * share)]
+        epoch += 1
+    return BatchPlan(batches[:num_batches] if num_batches else batches)
+
+
+def _epoch(
+    lengths: Sequence[int], weights: Sequence[float], tokens: int, rows: int, rng: random.Random
+) -> list[list[int]]:
+    """The batches of one epoch in random order. Rows of the same length meet in random company."""
+    drawn = [i for i, weight in enumerate(weights) for _ in range(int(weight) + (rng.random() < weight % 1))]
+    if not drawn:
+        drawn = [rng.randrange(len(lengths))]
+    rng.shuffle(drawn)
+    drawn.sort(key=lambda i: lengths[i])  # stable: the shuffle decides among equals
+    batches: list[list[int]] = [[]]
+    for i in drawn:
+        size = len(batches[-1]) + 1
+        full = size > rows if rows else size * lengths[i] > tokens  # sorted: row i is the longest so far
+        if full and batches[-1]:
+            batches.append([])
+        batches[-1].append(i)
+    rng.shuffle(batches)
+    return batches

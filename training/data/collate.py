@@ -1,0 +1,136 @@
+"""Rows to token ids and labels, once; and examples to padded batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixlora.training.data.media import Media
+from mixlora.training.data.rows import Row, RowError
+from mixlora.training.objectives import IGNORED
+
+CHUNK = 1000
+
+
+@dataclass(frozen=True)
+class Example:
+    """A tokenized row.
+
+    Attributes:
+        ids: LongTensor `[length]`, placeholders expanded.
+        labels: LongTensor `[length]`, -100 where nothing is learnt.
+        images, audio: media files in order of appearance.
+        weight: how often it is seen in an epoch.
+    """
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    images: tuple[Path, ...] = ()
+    audio: tuple[Path, ...] = ()
+    weight: float = 1.0
+
+
+class Tokenizer:
+    """Makes examples of rows with a processor's tokenizer and chat template.
+
+    Args:
+        processor: a `MixLoraProcessor`.
+        media: tells how many placeholders a picture or a clip takes.
+        max_length: see `Stage.max_length`.
+
+    Attributes:
+        left_out: conversations so far that were longer.
+    """
+
+    def __init__(self, processor: Any, media: Media, max_length: int):
+        self.processor, self.media, self.max_length = processor, media, max_length
+        self.left_out = 0
+        self.tokenizer = tokenizer = processor.tokenizer
+        self.start = tokenizer.convert_tokens_to_ids("<|assistant|>")
+        self.end = tokenizer.convert_tokens_to_ids("<|end|>")
+        self.separator = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        self.image, self.audio = processor.image_token_id, processor.audio_token_id
+
+    def __call__(self, rows: Sequence[Row], weight: float = 1.0) -> list[Example]:
+        """Examples of conversations, then of plain text in blocks. Conversations over `max_length` are left out."""
+        chats = [row for row in rows if row.messages is not None]
+        texts = [row.text for row in rows if row.text is not None]
+        examples = []
+        for start in range(0, len(chats), CHUNK):
+            chunk = chats[start : start + CHUNK]
+            encoded = self.tokenizer.apply_chat_template(
+                [row.messages for row in chunk],
+                chat_template=self.processor.chat_template,
+                tokenize=True,
+                return_dict=True,
+                sanitize_control_tokens=True,
+            )["input_ids"]
+            examples += [self._example(row, ids, weight) for row, ids in zip(chunk, encoded, strict=True)]
+        kept = [example for example in examples if len(example.ids) <= self.max_length]
+        self.left_out += len(examples) - len(kept)
+        return kept + (self._blocks(texts, weight) if texts else [])
+
+    def _example(self, row: Row, ids: list[int], weight: float) -> Example:
+        """Expands placeholders, and labels what the assistant says, `<|end|>` included."""
+        counts = {
+            self.image: iter([self.media.image_tokens] * len(row.images)),
+            self.audio: iter([self.media.audio_tokens(path) for path in row.audio]),
+        }
+        expanded: list[int] = []
+        for token in ids:
+            expanded += [token] * next(counts[token]) if token in counts else [token]
+        tensor = torch.tensor(expanded)
+        labels = self._labels(tensor)
+        if not (labels != IGNORED).any():
+            raise RowError(f"{row.source}: the assistant says nothing to learn from")
+        return Example(tensor, labels, row.images, row.audio, weight)
+
+    def _labels(self, ids: torch.Tensor) -> torch.Tensor:
+        """`ids` between `<|assistant|>` and the `<|end|>` that closes it, -100 elsewhere and at placeholders.
+
+        Control tokens in the content of a message never get here: the template sanitises them.
+        """
+        labels = torch.full_like(ids, IGNORED)
+        speaking = False
+        for position, token in enumerate(ids.tolist()):
+            if speaking and token not in (self.image, self.audio):
+                labels[position] = token
+            speaking = token == self.start or (speaking and token != self.end)
+        return labels
+
+    def _blocks(self, texts: Sequence[str], weight: float) -> list[Example]:
+        """Plain texts, a separator before each, in blocks of `max_length`; all but a block's first token is learnt."""
+        stream: list[int] = []
+        for start in range(0, len(texts), CHUNK):
+            chunk = list(texts[start : start + CHUNK])
+            for ids in self.tokenizer(chunk, add_special_tokens=False, split_special_tokens=True)["input_ids"]:
+                stream += [self.separator, *ids]
+        stream.append(self.separator)
+        blocks = []
+        for block in torch.tensor(stream).split(self.max_length):
+            if len(block) > 1:
+                labels = block.clone()
+                labels[0] = IGNORED
+                blocks.append(Example(block, labels, weight=weight))
+        return blocks
+
+
+class Collator:
+    """Pads examples on the right into one batch, with their media in order of appearance."""
+
+    def __init__(self, media: Media, pad_token_id: int):
+        self.media, self.pad = media, pad_token_id
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """`input_ids`, `attention_mask`, `labels` `[batch, length]`, and what `Media.inputs` gives."""
+        shape = len(examples), max(len(example.ids) for example in examples)
+        ids, labels = torch.full(shape, self.pad), torch.full(shape, IGNORED)
+        mask = torch.zeros(shape, dtype=torch.long)
+        for row, example in enumerate(examples):
+            length = len(example.ids)
+            ids[row, :length], labels[row, :length], mask[row, :length] = example.ids, example.labels, 1
+        images = [path for example in examples for path in example.images]
+        audio = [path for example in examples for path in example.audio]
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels, **self.media.inputs(images, audio)}

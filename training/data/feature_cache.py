@@ -1,0 +1,113 @@
+"""Outputs of a frozen tower on disk, computed once: fp16 safetensors shards, keyed by the content of a file."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from tqdm.auto import tqdm
+
+SHARD_ITEMS = 1024
+BATCH_ITEMS = 16
+
+Encode = Callable[[Sequence[Path]], list[torch.Tensor]]
+
+
+def fingerprint(tower: nn.Module, settings: dict[str, Any]) -> str:
+    """A short name of what decides a feature besides the file: the tower's weights and the processor's settings."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class FeatureCache:
+    """Features of media files, one tensor `[tokens, width]` a file, read lazily from memory-mapped shards.
+
+    Shards are written whole and then renamed, so a killed run leaves no half shard and goes on where it was.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._shards: dict[str, Any] = {}  # content key -> open shard
+        self._keys: dict[Path, str] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            self._open(path)
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, path: Path) -> torch.Tensor:
+        """Features of a file, `[tokens, width]` in fp32.
+
+        Raises:
+            KeyError: not computed yet.
+        """
+        key = self._key(path)
+        return self._shards[key].get_tensor(key).float()
+
+    def tokens(self, path: Path) -> int:
+        """How many feature vectors a file has, without reading them."""
+        key = self._key(path)
+        return self._shards[key].get_slice(key).get_shape()[0]
+
+    def fill(self, paths: Sequence[Path], encode: Encode, what: str = "features") -> int:
+        """Computes what is missing, without gradients, in batches.
+
+        Args:
+            paths: media files; the same content is computed once.
+            encode: features of each file of a batch, `[tokens, width]` each.
+            what: for the progress bar.
+
+        Returns:
+            How many files were computed.
+
+        Raises:
+            ValueError: features that fp16 can't hold, with the file.
+        """
+        missing = {key: path for path in dict.fromkeys(paths) if (key := self._key(path)) not in self._shards}
+        keys = list(missing)
+        with tqdm(total=len(keys), desc=what, unit="file", disable=not keys) as bar:
+            for start in range(0, len(keys), SHARD_ITEMS):
+                shard: dict[str, torch.Tensor] = {}
+                chunk = keys[start : start + SHARD_ITEMS]
+                for first in range(0, len(chunk), BATCH_ITEMS):
+                    batch = chunk[first : first + BATCH_ITEMS]
+                    shard |= _encode(batch, [missing[key] for key in batch], encode)
+                    bar.update(len(batch))
+                self._write(shard)
+        return len(keys)
+
+    def _key(self, path: Path) -> str:
+        """The content's name: a hash of the file's bytes."""
+        if path not in self._keys:
+            self._keys[path] = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+        return self._keys[path]
+
+    def _write(self, shard: dict[str, torch.Tensor]) -> None:
+        name = hashlib.sha256("".join(shard).encode()).hexdigest()[:16]
+        partial = self.folder / f"{name}.partial"
+        save_file(shard, partial)
+        self._open(partial.rename(self.folder / f"{name}.safetensors"))
+
+    def _open(self, path: Path) -> None:
+        shard = safe_open(path, framework="pt")
+        self._shards |= dict.fromkeys(shard.keys(), shard)
+
+
+@torch.no_grad()
+def _encode(keys: list[str], paths: list[Path], encode: Encode) -> dict[str, torch.Tensor]:
+    """fp16 features of one batch by content key."""
+    features = {}
+    for key, path, tensor in zip(keys, paths, encode(paths), strict=True):
+        features[key] = tensor.half().cpu().contiguous().clone()
+        if not torch.isfinite(features[key]).all():
+            raise ValueError(f"{path}: tower features are not finite in fp16")
+    return features

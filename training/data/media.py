@@ -1,0 +1,81 @@
+"""Pictures and clips as model inputs: cached features where the tower is frozen, else tensors made of the file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixlora.modeling.audio_processing_mixlora import load_clip
+from mixlora.modeling.image_processing_mixlora import load_picture
+from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
+from mixlora.training.data.feature_cache import Encode, FeatureCache, fingerprint
+
+
+class Media:
+    """The media of a stage.
+
+    Attributes:
+        caches: modality (`image`, `audio`) -> its feature cache; a modality without one is read from its files.
+    """
+
+    def __init__(self, model: MixLoraForConditionalGeneration, processor: Any):
+        self.processor = processor
+        self.image_tokens = model.config.vision_tokens_per_side**2
+        self.speech_stack = model.config.speech_stack
+        self.caches: dict[str, FeatureCache] = {}
+        self._audio_tokens: dict[Path, int] = {}
+
+    def cache(
+        self, model: MixLoraForConditionalGeneration, folder: Path, images: Sequence[Path], audio: Sequence[Path]
+    ) -> None:
+        """Computes and keeps the features of every file whose tower no gradient reaches."""
+        encoders: dict[str, tuple[str, Sequence[Path], Any, Encode]] = {
+            "image": ("vision_tower", images, self.processor.image_processor, lambda files: self._see(model, files)),
+            "audio": ("speech_tower", audio, self.processor.audio_processor, lambda files: self._hear(model, files)),
+        }
+        for kind, (name, files, settings, encode) in encoders.items():
+            tower = getattr(model.model, name, None)
+            if not files or tower is None or any(parameter.requires_grad for parameter in tower.parameters()):
+                continue
+            tower.eval()
+            mark = fingerprint(tower, {"processor": settings.to_dict(), "layers": model.config.vision_layers})
+            self.caches[kind] = FeatureCache(folder / f"{kind}-{mark}")
+            done = self.caches[kind].fill(files, encode, f"{name} features")
+            print(f"  {name}: {len(set(files)):,} files, {done:,} computed now, the others read from {folder}")
+
+    def audio_tokens(self, path: Path) -> int:
+        """Placeholders of a clip."""
+        if path not in self._audio_tokens:
+            if "audio" in self.caches:
+                frames = self.caches["audio"].tokens(path)
+            else:
+                frames = -(-int(self.clips([path])["input_features_mask"].sum()) // 2)
+            self._audio_tokens[path] = -(-frames // self.speech_stack)
+        return self._audio_tokens[path]
+
+    def inputs(self, images: Sequence[Path], audio: Sequence[Path]) -> dict[str, Any]:
+        """Model inputs for the media of a batch, in order of appearance."""
+        inputs: dict[str, Any] = {}
+        features: dict[str, list[torch.Tensor]] = {}
+        for kind, files, read in (("image", images, self.pictures), ("audio", audio, self.clips)):
+            if files and kind in self.caches:
+                features[f"{kind}_features"] = [self.caches[kind][file] for file in files]
+            elif files:
+                inputs |= read(files)
+        return inputs | ({"mm_encoder_outputs": features} if features else {})
+
+    def pictures(self, files: Sequence[Path]) -> dict[str, torch.Tensor]:
+        """`pixel_values` `[crops, 3, height, width]` and `image_sizes`."""
+        return dict(self.processor.image_processor([load_picture(file) for file in files], return_tensors="pt"))
+
+    def clips(self, files: Sequence[Path]) -> dict[str, torch.Tensor]:
+        """`input_features` `[clips, frames, mels]` and `input_features_mask` `[clips, frames]`."""
+        return dict(self.processor.audio_processor([load_clip(file) for file in files], return_tensors="pt"))
+
+    def _see(self, model: MixLoraForConditionalGeneration, files: Sequence[Path]) -> list[torch.Tensor]:
+        return model.model.encode_vision(self.pictures(files)["pixel_values"].to(model.device))
+
+    def _hear(self, model: MixLoraForConditionalGeneration, files: Sequence[Path]) -> list[torch.Tensor]:
+        inputs = {name: tensor.to(model.device) for name, tensor in self.clips(files).items()}
+        return model.model.encode_speech(inputs["input_features"], inputs["input_features_mask"])

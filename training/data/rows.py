@@ -1,0 +1,113 @@
+"""Training rows from JSONL: conversations with pictures and clips, or plain text; every fault names file and line."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROLES = ("system", "user", "assistant", "tool")
+MEDIA = ("image", "audio")
+
+
+class RowError(ValueError):
+    """A row that can't be used, named by file and line."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training row.
+
+    Attributes:
+        source: `file:line`.
+        messages: the conversation as a chat template takes it, media parts without their media; None for plain text.
+        text: plain text for language modelling; None for a conversation.
+        images: picture files in order of appearance.
+        audio: clip files in order of appearance.
+        task: a free label.
+    """
+
+    source: str
+    messages: list[dict[str, Any]] | None = None
+    text: str | None = None
+    images: tuple[Path, ...] = ()
+    audio: tuple[Path, ...] = ()
+    task: str = ""
+
+
+def read_rows(path: Path, limit: int = 0) -> list[Row]:
+    """All rows of a JSONL file, or the first `limit`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        RowError: a line that is not a row, or names a media file that is missing.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no training data at {path}; prepare it first, or change the recipe's path")
+    rows = []
+    for number, line in _lines(path):
+        if limit and len(rows) == limit:
+            break
+        rows.append(_parse(line, f"{path}:{number}", path.parent))
+    if not rows:
+        raise RowError(f"{path}: no rows")
+    return rows
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, line
+
+
+def _parse(line: str, source: str, folder: Path) -> Row:
+    """One line as a `Row`."""
+    try:
+        raw = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RowError(f"{source}: not JSON: {error}") from error
+    if not isinstance(raw, dict) or ("text" in raw) == ("messages" in raw):
+        raise RowError(f"{source}: expected an object with either messages or text")
+    task = str(raw.get("task", ""))
+    if "text" in raw:
+        if not isinstance(raw["text"], str) or not raw["text"].strip():
+            raise RowError(f"{source}: text must be a string that is not empty, got {raw['text']!r}")
+        return Row(source, text=raw["text"], task=task)
+    if not isinstance(raw["messages"], list) or not raw["messages"]:
+        raise RowError(f"{source}: messages must be a list that is not empty")
+    media: dict[str, list[Path]] = {kind: [] for kind in MEDIA}
+    messages = [
+        _message(message, f"{source}: message {i}", folder, media) for i, message in enumerate(raw["messages"])
+    ]
+    if not any(message["role"] == "assistant" for message in messages):
+        raise RowError(f"{source}: no assistant message to learn from")
+    return Row(source, messages, images=tuple(media["image"]), audio=tuple(media["audio"]), task=task)
+
+
+def _message(raw: Any, where: str, folder: Path, media: dict[str, list[Path]]) -> dict[str, Any]:
+    """A message with its media parts emptied; their files are appended to `media`."""
+    if not isinstance(raw, dict) or raw.get("role") not in ROLES:
+        raise RowError(f"{where}: expected a role of {', '.join(ROLES)}, got {raw!r:.80}")
+    content = raw.get("content")
+    if isinstance(content, str):
+        return dict(raw)
+    if not isinstance(content, list):
+        raise RowError(f"{where}: content must be a string or a list of parts, got {content!r:.80}")
+    parts = [_part(part, f"{where}, part {i}", folder, media) for i, part in enumerate(content)]
+    return {**raw, "content": parts}
+
+
+def _part(raw: Any, where: str, folder: Path, media: dict[str, list[Path]]) -> dict[str, Any]:
+    kind = raw.get("type") if isinstance(raw, dict) else None
+    if kind == "text" and isinstance(raw.get("text"), str):
+        return {"type": "text", "text": raw["text"]}
+    if kind not in MEDIA or not isinstance(raw.get("path"), str):
+        raise RowError(
+            f"{where}: expected a text part with text, or an image or audio part with path, got {raw!r:.80}"
+        )
+    file = folder / raw["path"]  # an absolute path stays as it is
+    if not file.is_file():
+        raise RowError(f"{where}: no {kind} file at {file}")
+    media[kind].append(file)
+    return {"type": kind}

@@ -1,0 +1,184 @@
+"""Runs the stages of a recipe: `python -m mixlora.training.train RECIPE --output DIR [key=value]...`."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
+from mixlora.modeling.processing_mixlora import MixLoraProcessor
+from mixlora.training.data.batches import BatchPlan, plan_batches
+from mixlora.training.data.collate import Collator, Example, Tokenizer
+from mixlora.training.data.media import Media
+from mixlora.training.data.rows import Row, RowError, read_rows
+from mixlora.training.recipe import Recipe, RecipeError, Stage, find_recipe, load_recipe, nearest
+from mixlora.training.trainer import StageTrainer, last_checkpoint, training_arguments
+
+
+def train(recipe: Path, output: Path, overrides: list[str] | None = None) -> None:
+    """Runs every stage of a recipe that is not finished yet, each from the one before.
+
+    Args:
+        recipe: a YAML file, or the name of a packaged recipe.
+        output: each stage writes `NN-name/` here, ready for `from_pretrained`. The same command goes on after a kill.
+        overrides: `key=value` or `STAGE.key=value`.
+
+    Raises:
+        RecipeError: a recipe that can't be run, or a stage that was begun with other settings.
+    """
+    plan = load_recipe(find_recipe(recipe), overrides)
+    start = plan.model
+    for number, stage in enumerate(plan.stages, start=1):
+        folder = output / f"{number:02d}-{stage.name}"
+        _check_settings(folder, {"start": start, "seed": plan.seed, **dataclasses.asdict(stage)})
+        if (folder / "done.json").is_file():
+            print(f"==> stage {stage.name}: finished before, kept in {folder}")
+        else:
+            print(f"==> stage {stage.name}: from {start} to {folder}")
+            _run(stage, plan, start, folder, Path(plan.cache or output / "features"))
+        start = str(folder)
+
+
+def _run(stage: Stage, recipe: Recipe, start: str, folder: Path, cache: Path) -> None:
+    """One stage, from reading its start to writing its end."""
+    model = MixLoraForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+    processor = MixLoraProcessor.from_pretrained(start)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    select_parameters(model, stage.train)
+    copy_groups(model, stage.copy)
+    media = Media(model, processor)
+    examples = _examples(stage, model, processor, media, cache)
+    plan = _plan(stage, examples, recipe.seed)
+    collator = Collator(media, processor.tokenizer.pad_token_id)
+    checkpoints = folder / "checkpoints"
+    args = training_arguments(stage, checkpoints, recipe.seed)
+    trainer = StageTrainer(model, processor, examples, plan, collator, args)
+    last = last_checkpoint(checkpoints)
+    if last:
+        print(f"  going on from {last}")
+    trainer.train(resume_from_checkpoint=last)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    _write(folder / "log.json", trainer.state.log_history)
+    _write(folder / "done.json", {"steps": trainer.state.global_step})
+    shutil.rmtree(checkpoints)
+
+
+def select_parameters(model: MixLoraForConditionalGeneration, train: list[str]) -> None:
+    """Lets gradients reach the named groups alone, and prints what is trained and what is frozen.
+
+    Raises:
+        RecipeError: a group that the model does not have.
+    """
+    groups = model.parameter_groups()
+    for name in train:
+        if name not in groups:
+            raise RecipeError(f"train: this model has no parameter group {name!r}{nearest(name, groups)}")
+    trained = {parameter for name in train for parameter in groups[name]}
+    sizes = {}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+        sizes[name] = parameter.numel()
+    for name, parameters in groups.items():
+        word = "train " if name in train else "freeze"
+        print(f"  {word} {name:<32} {sum(sizes[parameter] for parameter in parameters):>12,} parameters")
+    print(f"  {sum(sizes[name] for name in trained):,} of {sum(sizes.values()):,} parameters are trained")
+
+
+@torch.no_grad()
+def copy_groups(model: MixLoraForConditionalGeneration, copy: dict[str, str]) -> None:
+    """Gives each parameter group that `copy` names the values of another one of the same shapes.
+
+    Raises:
+        RecipeError: no such group, or other shapes.
+    """
+    groups = model.parameter_groups()
+    for target, source in copy.items():
+        if source not in groups:
+            raise RecipeError(f"copy: this model has no parameter group {source!r}{nearest(source, groups)}")
+        ours, theirs = ([model.get_parameter(name) for name in groups[group]] for group in (target, source))
+        if [each.shape for each in ours] != [each.shape for each in theirs]:
+            raise RecipeError(f"copy: the parameters of {source} do not fit those of {target}")
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.copy_(other)
+
+
+def _examples(stage: Stage, model: Any, processor: Any, media: Media, cache: Path) -> list[Example]:
+    """The stage's rows, tokenized; tower features of their media are on disk afterwards."""
+    rows: list[tuple[list[Row], float]] = []
+    for source in stage.data:
+        rows.append((read_rows(Path(source.path), source.limit), source.weight))
+        print(f"  {len(rows[-1][0]):,} rows of {source.path}, weight {source.weight:g}")
+    every = [row for group, _ in rows for row in group]
+    media.cache(model, cache, [p for row in every for p in row.images], [p for row in every for p in row.audio])
+    tokenizer = Tokenizer(processor, media, stage.max_length)
+    examples = [example for group, weight in rows for example in tokenizer(group, weight)]
+    if tokenizer.left_out:
+        print(f"  {tokenizer.left_out:,} conversations of more than {stage.max_length} tokens are left out")
+    if not examples:
+        raise RowError(f"stage {stage.name!r}: no row fits max_length {stage.max_length}")
+    return examples
+
+
+def _plan(stage: Stage, examples: list[Example], seed: int) -> BatchPlan:
+    """All batches of the stage."""
+    lengths = [len(example.ids) for example in examples]
+    plan = plan_batches(
+        lengths,
+        [example.weight for example in examples],
+        tokens_per_batch=stage.tokens_per_batch,
+        rows_per_batch=stage.rows_per_batch,
+        epochs=stage.epochs,
+        num_batches=stage.max_steps * stage.gradient_accumulation,
+        seed=seed,
+    )
+    print(f"  {len(examples):,} examples, {sum(lengths):,} tokens, {len(plan):,} batches")
+    return plan
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Notes a stage's settings when it begins; they must be the same when it goes on.
+
+    Raises:
+        RecipeError: they are not; the differences are named.
+    """
+    file = folder / "stage.json"
+    wanted = json.loads(json.dumps(settings))
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(file, wanted)
+        return
+    before = json.loads(file.read_text(encoding="utf-8"))
+    changed = [f"{key}: {before.get(key)!r} -> {wanted[key]!r}" for key in wanted if before.get(key) != wanted[key]]
+    if changed:
+        raise RecipeError(
+            f"{folder} was begun with other settings ({'; '.join(changed)}): remove it, or name another output"
+        )
+
+
+def _write(path: Path, content: Any) -> None:
+    """JSON, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def main(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file, or the name of a packaged recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, or STAGE.key=value.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder of the stages.")] = Path("build/train"),
+) -> None:
+    """Run the stages of a recipe; the same command goes on after a kill."""
+    try:
+        train(recipe, output, overrides)
+    except (RecipeError, RowError, FileNotFoundError) as error:
+        raise SystemExit(f"mixlora train: {error}") from error
+
+
+if __name__ == "__main__":
+    typer.run(main)

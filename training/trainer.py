@@ -1,0 +1,113 @@
+"""The one trainer: transformers' loop over a batch plan that is drawn beforehand, with our objective."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+
+from mixlora.training.data.batches import BatchPlan
+from mixlora.training.data.collate import Collator, Example
+from mixlora.training.objectives import next_token_loss, supervised_positions
+from mixlora.training.recipe import Stage
+
+SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+class StageTrainer(Trainer):
+    """Trains the parameters of a model that require gradients; only they get optimizer state.
+
+    The plan holds all epochs, so the loop sees a single one of a known length, and to resume it skips the batches
+    that were done.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        processor: Any,
+        examples: Sequence[Example],
+        plan: BatchPlan,
+        collator: Collator,
+        args: TrainingArguments,
+    ):
+        super().__init__(model=model, args=args, processing_class=processor, data_collator=collator)
+        self.examples, self.plan, self.collator = examples, plan, collator
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of the plan, in its order."""
+        loader = DataLoader(self.examples, batch_sampler=self.plan, collate_fn=self.collator)  # type: ignore[arg-type]
+        return self.accelerator.prepare(loader)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Cross entropy over the labelled tokens, normalised over the optimizer step; logits only where needed."""
+        positions, targets = supervised_positions(inputs["labels"])
+        rest = {name: value for name, value in inputs.items() if name != "labels"}
+        outputs = model(**rest, logits_to_keep=positions)
+        loss = next_token_loss(outputs.logits, targets, num_items_in_batch)
+        if num_items_in_batch is not None:  # counted over all processes, whose gradients are averaged
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: the estimate walks all parameters in every step."""
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in transformers, but a loss that is not finite ends the training.
+
+        Raises:
+            FloatingPointError: with the step.
+        """
+        super().log(logs, start_time)
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise FloatingPointError(
+                f"the loss is {logs['loss']} at step {self.state.global_step}: lower learning_rate"
+            )
+
+
+def training_arguments(stage: Stage, folder: Path, seed: int) -> TrainingArguments:
+    """What transformers' loop needs to know of a stage; checkpoints go to `folder`."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=1,
+        gradient_accumulation_steps=stage.gradient_accumulation,
+        activation_checkpointing=stage.gradient_checkpointing,
+        learning_rate=stage.learning_rate,
+        lr_scheduler_type=SCHEDULERS[stage.schedule],
+        warmup_steps=stage.warmup,
+        weight_decay=stage.weight_decay,
+        adam_beta2=stage.beta2,
+        max_grad_norm=stage.max_grad_norm,
+        logging_steps=stage.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=stage.save_steps,
+        save_total_limit=2,
+        seed=seed,
+        report_to="none",
+        label_names=["labels"],
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end: its `trainer_state.json`, the last file, can be read."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for checkpoint in found:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            continue
+        return str(checkpoint)
+    return None
