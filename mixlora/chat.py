@@ -57,7 +57,7 @@ class ChatSession:
             RowError: a picture or clip can't be read.
         """
         turns = [*self.turns, row.turn()]
-        pieces = []
+        pieces: list[str] = []
         for piece in self._stream(self._encode([turns])):
             piece = piece if pieces else piece.lstrip()
             if piece:
@@ -81,7 +81,12 @@ class ChatSession:
     def _encode(self, conversations: list[list[dict[str, Any]]]) -> Any:
         """Model inputs of conversations that end with a user's turn, padded into one batch on the model's device."""
         inputs = self.processor.apply_chat_template(
-            conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            conversations,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding_side": "left"},
         )
         return inputs.to(self.model.device, dtype=self.model.dtype)
 

@@ -27,7 +27,7 @@ class RMSNorm(nn.Module):
 
 
 def eager_attention(
-    module: nn.Module,
+    module: "RoutedAttention",
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

@@ -1,6 +1,9 @@
 """Clips: whatever a user hands over, as mono at one rate, then log-mel frames."""
 
 import io
+import math
+import numbers
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from transformers.feature_extraction_utils import BatchFeature, FeatureExtractio
 
 RATE = 16000
 SHORTEST = 400  # samples, 25 ms: one analysis window
+MOST_CHANNELS = 8
+LOUDEST = 32.0  # float samples beyond this are integers that were not scaled
 
 
 def load_clip(source: Any, sampling_rate: int | None = None, where: str = "clip") -> np.ndarray:
@@ -26,40 +31,76 @@ def load_clip(source: Any, sampling_rate: int | None = None, where: str = "clip"
     Raises:
         ValueError: something else, an undecodable, empty or too short clip, NaN or infinity.
     """
-    if isinstance(source, tuple) and len(source) == 2 and np.ndim(source[1]) == 0:
+    if _is_pair(source):
         source, sampling_rate = source
+    if isinstance(source, str) and source.split(":", 1)[0].lower() in ("http", "https", "data"):
+        raise ValueError(f"{where}: addresses are not fetched; pass a path, bytes or samples")
     if isinstance(source, str | Path | bytes):
-        if isinstance(source, str) and source.split(":", 1)[0].lower() in ("http", "https", "data"):
-            raise ValueError(f"{where}: addresses are not fetched; pass a path, bytes or samples")
         try:
             source, sampling_rate = soundfile.read(io.BytesIO(source) if isinstance(source, bytes) else source)
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # decoders raise errors of any kind
             raise ValueError(f"{where}: can't be read as audio ({error})") from error
-    if not isinstance(source, np.ndarray | torch.Tensor | list | tuple):
-        raise ValueError(f"{where}: expected samples, (samples, rate), a path or bytes, got {type(source).__name__}")
-    samples = _mono(np.asarray(source), where)
+    samples = _mono(_as_array(source, where), where)
     rate = RATE if sampling_rate is None else int(sampling_rate)
     if rate < 1000:
         raise ValueError(f"{where}: a sampling rate of {rate} Hz is not one of speech")
     if rate != RATE:
-        samples = torchaudio.functional.resample(torch.from_numpy(samples), rate, RATE).numpy()
+        samples = _resample(samples, rate)
     if len(samples) < SHORTEST:
         raise ValueError(f"{where}: {len(samples)} samples at {RATE} Hz are shorter than 25 ms ({SHORTEST})")
     return samples
 
 
+def _is_pair(source: Any) -> bool:
+    """Whether it is `(samples, rate)`."""
+    return isinstance(source, tuple) and len(source) == 2 and np.ndim(source[0]) > 0 and np.ndim(source[1]) == 0
+
+
+def _as_array(source: Any, where: str) -> np.ndarray:
+    if isinstance(source, torch.Tensor):
+        source = source.detach().cpu()
+        return (source.float() if source.is_floating_point() else source).numpy()
+    if not isinstance(source, np.ndarray | list | tuple):
+        raise ValueError(f"{where}: expected samples, (samples, rate), a path or bytes, got {type(source).__name__}")
+    try:
+        return np.asarray(source)
+    except ValueError as error:
+        raise ValueError(f"{where}: the samples are no array ({error})") from error
+
+
 def _mono(samples: np.ndarray, where: str) -> np.ndarray:
-    if samples.dtype.kind == "i":
+    if samples.size == 0:
+        raise ValueError(f"{where}: the clip is empty, its shape is {samples.shape}")
+    if samples.ndim == 2 and min(samples.shape) <= MOST_CHANNELS:
+        channels = 0 if samples.shape[0] <= samples.shape[1] else 1
+    elif samples.ndim == 1:
+        channels = None
+    else:
+        raise ValueError(f"{where}: samples of shape {samples.shape} are not [n], [n, channels] or [channels, n]")
+    if samples.dtype in (np.int16, np.int32):
         samples = samples / float(2 ** (8 * samples.dtype.itemsize - 1))
     elif samples.dtype.kind != "f":
-        raise ValueError(f"{where}: samples of type {samples.dtype} are neither signed integers nor floats")
-    if samples.ndim == 2 and min(samples.shape) <= 8:
-        samples = samples.mean(axis=0 if samples.shape[0] <= samples.shape[1] else 1)
-    if samples.ndim != 1:
-        raise ValueError(f"{where}: samples of shape {samples.shape} are neither [n] nor [n, channels]")
-    if not np.isfinite(samples).all():
+        raise ValueError(f"{where}: samples of type {samples.dtype}; expected int16, int32, or float in -1..1")
+    elif not np.isfinite(samples).all():
         raise ValueError(f"{where}: NaN or infinity in the samples")
-    return samples.astype(np.float32)
+    elif np.abs(samples).max() > LOUDEST:
+        raise ValueError(f"{where}: float samples up to {np.abs(samples).max():.0f}; expected -1..1, or pass int16")
+    return (samples if channels is None else samples.mean(axis=channels)).astype(np.float32)
+
+
+def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
+    if math.gcd(rate, RATE) < 10:  # the filter of an odd rate would fill gigabytes; 5 Hz more or less can't be heard
+        rate = 10 * round(rate / 10)
+    return torchaudio.functional.resample(torch.from_numpy(samples), rate, RATE).numpy()
+
+
+@lru_cache(maxsize=8)
+def _mel_filters(frequencies: int, mels: int) -> torch.Tensor:
+    """`[mels, frequencies]`."""
+    filters = torchaudio.functional.melscale_fbanks(
+        frequencies, 0.0, RATE / 2, mels, RATE, norm="slaney", mel_scale="slaney"
+    )
+    return filters.T
 
 
 class MixLoraAudioProcessor(FeatureExtractionMixin):
@@ -84,10 +125,11 @@ class MixLoraAudioProcessor(FeatureExtractionMixin):
         self, audio: Any, sampling_rate: int | None = None, return_tensors: str | None = "pt", **kwargs: Any
     ) -> BatchFeature:
         """`input_features` `[clips, frames, mels]`, `input_features_mask` `[clips, frames]`, 1 at real frames."""
-        single = isinstance(audio, np.ndarray | torch.Tensor | str | Path | bytes) or (
-            isinstance(audio, tuple) and len(audio) == 2 and np.ndim(audio[1]) == 0
-        )
-        clips = [load_clip(c, sampling_rate, f"clip {i}") for i, c in enumerate([audio] if single else audio)]
+        is_clip = isinstance(audio, np.ndarray | torch.Tensor | str | Path | bytes) or _is_pair(audio)
+        audio = [audio] if is_clip or (len(audio) and isinstance(audio[0], numbers.Real)) else audio
+        if not audio:
+            raise ValueError("audio: at least one clip is needed")
+        clips = [load_clip(clip, sampling_rate, f"clip {i}") for i, clip in enumerate(audio)]
         mels = [self.log_mel(clip) for clip in clips]
         frames = max(len(mel) for mel in mels)
         features = torch.stack([torch.nn.functional.pad(mel, (0, 0, 0, frames - len(mel))) for mel in mels])
@@ -102,9 +144,6 @@ class MixLoraAudioProcessor(FeatureExtractionMixin):
         window = torch.hann_window(self.n_fft)
         spectrum = torch.stft(samples, self.n_fft, self.hop_length, window=window, return_complex=True)
         power = spectrum[:, :-1].abs() ** 2
-        filters = torchaudio.functional.melscale_fbanks(
-            self.n_fft // 2 + 1, 0.0, RATE / 2, self.feature_size, RATE, norm="slaney", mel_scale="slaney"
-        )
-        log = (filters.T @ power).clamp(min=1e-10).log10()
+        log = (_mel_filters(len(power), self.feature_size) @ power).clamp(min=1e-10).log10()
         log = torch.maximum(log, log.max() - 8.0)
         return ((log + 4.0) / 4.0).T.contiguous()

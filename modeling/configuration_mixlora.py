@@ -85,6 +85,7 @@ class MixLoraConfig(PreTrainedConfig):
         vision_feature_size: width of the joined features. Taken from the tower where it tells.
         speech_stack: neighbouring encoder frames joined into one token.
         projector_hidden_size: width of the projectors' hidden layer; the decoder's width by default.
+        base_model: `{"name_or_path", "revision", "sha256"}` of the decoder, where the checkpoint does not hold it.
     """
 
     model_type = "mixlora"

@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
+SLACK = 1e-3  # float pixels may overshoot 0..1 by so much, as resizing makes them
+
 
 def load_picture(source: Any, where: str = "picture") -> Image.Image:
     """A picture as RGB: EXIF orientation applied, alpha laid on white, 16-bit scaled to 8.
@@ -21,23 +23,34 @@ def load_picture(source: Any, where: str = "picture") -> Image.Image:
     Raises:
         ValueError: something else, an empty or undecodable picture, NaN, or floats outside 0..1.
     """
-    if isinstance(source, np.ndarray | torch.Tensor):
-        return _to_rgb(_from_array(np.asarray(source), where))
-    if isinstance(source, bytes):
-        source = io.BytesIO(source)
-    elif isinstance(source, str) and source.split(":", 1)[0].lower() in ("http", "https", "data"):
+    if isinstance(source, torch.Tensor):
+        source = source.detach().cpu()
+        source = (source.float() if source.is_floating_point() else source).numpy()
+    if isinstance(source, np.ndarray):
+        return _to_rgb(_from_array(source, where))
+    if isinstance(source, str) and source.split(":", 1)[0].lower() in ("http", "https", "data"):
         raise ValueError(f"{where}: addresses are not fetched; pass a path, bytes, an array or a PIL image")
-    if isinstance(source, str | Path | io.BytesIO):
-        try:
-            source = Image.open(source)
-            source.load()
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{where}: can't be read as a picture ({error})") from error
-    if not isinstance(source, Image.Image):
+    if not isinstance(source, str | Path | bytes | Image.Image):
         raise ValueError(f"{where}: expected a PIL image, an array, a path or bytes, got {type(source).__name__}")
+    try:
+        if not isinstance(source, Image.Image):
+            source = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        source.load()
+    except Exception as error:  # decoders raise errors of any kind
+        raise ValueError(f"{where}: can't be read as a picture ({error})") from error
     if 0 in source.size:
         raise ValueError(f"{where}: a picture of {source.width} x {source.height} pixels is empty")
-    return _to_rgb(ImageOps.exif_transpose(source))
+    picture = ImageOps.exif_transpose(source)
+    if picture.mode.startswith("I") or picture.mode == "F":
+        picture = _from_array(_deep_pixels(picture), where)
+    return _to_rgb(picture)
+
+
+def _deep_pixels(picture: Image.Image) -> np.ndarray:
+    """Pixels of more than 8 bits. Pillow's mode "I" may hold 8 or 16 bits, and is read as the fewest that fit."""
+    pixels = np.asarray(picture)
+    is_wide = picture.mode == "I" and pixels.min() >= 0 and 255 < pixels.max() <= 65535
+    return pixels.astype(np.uint16) if is_wide else pixels
 
 
 def _from_array(array: np.ndarray, where: str) -> Image.Image:
@@ -47,13 +60,15 @@ def _from_array(array: np.ndarray, where: str) -> Image.Image:
         array = array[..., 0]
     if array.size == 0 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
         raise ValueError(f"{where}: an array of shape {array.shape} is not [h, w], [h, w, 3 or 4] or [3 or 4, h, w]")
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{where}: pixels of type {array.dtype} are neither integers nor floats")
     if array.dtype.kind == "f":
-        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+        if not np.isfinite(array).all() or array.min() < -SLACK or array.max() > 1 + SLACK:
             raise ValueError(f"{where}: float pixels must be finite and in 0..1, or pass uint8 in 0..255")
-        array = (array * 255).round()
-    elif array.dtype == np.uint16:
-        array = array // 257
-    elif array.dtype == np.bool_:
+        array = (array * 255).round().clip(0, 255)
+    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        array = (array / 257).round()
+    elif array.dtype.kind == "b":
         array = array * np.uint8(255)
     elif array.min() < 0 or array.max() > 255:
         raise ValueError(f"{where}: integer pixels must be in 0..255, got {array.min()}..{array.max()}")
@@ -61,10 +76,6 @@ def _from_array(array: np.ndarray, where: str) -> Image.Image:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, dtype=np.float64)
-        scale = 255 / 65535 if values.max() > 255 else 1.0
-        picture = Image.fromarray((values * scale).clip(0, 255).round().astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -98,6 +109,8 @@ class MixLoraImageProcessor(BaseImageProcessor):
     def preprocess(self, images: Any, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
         """`pixel_values` `[images, 3, size, size]` and `image_sizes` `[images, 2]` (height, width)."""
         images = images if isinstance(images, list | tuple) else [images]
+        if not images:
+            raise ValueError("images: at least one is needed")
         pictures = [load_picture(image, f"picture {i}") for i, image in enumerate(images)]
         pixels = np.stack([self._crop(picture) for picture in pictures])
         sizes = np.array([(picture.height, picture.width) for picture in pictures])
@@ -112,5 +125,5 @@ class MixLoraImageProcessor(BaseImageProcessor):
         resized = picture.resize((width, height), Image.Resampling.BICUBIC)
         canvas.paste(resized, ((self.size - width) // 2, (self.size - height) // 2))
         values = np.asarray(canvas, dtype=np.float32) / 255
-        normalised = (values - np.float32(self.image_mean)) / np.float32(self.image_std)
+        normalised = (values - np.array(self.image_mean, np.float32)) / np.array(self.image_std, np.float32)
         return normalised.transpose(2, 0, 1)

@@ -1,8 +1,8 @@
-"""Builds a model from parts: a decoder, a vision tower, a speech tower, each a folder, a hub id, a config or a model."""
+"""Builds a model from parts: decoder, vision tower, speech tower; each a folder, a hub id, a config or a model."""
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from .configuration_mixlora import MixLoraTextConfig
 
-Part = str | Path | PreTrainedConfig | PreTrainedModel
+Part: TypeAlias = str | Path | PreTrainedConfig | PreTrainedModel
 PROJECTION = re.compile(r"\.((?:q|k|v|o|qkv|gate|up|gate_up|down)_proj)\.")
 # Decoders with Llama's layout and arithmetic -> what differs from the defaults of MixLoraTextConfig.
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -23,6 +23,9 @@ class RotaryEmbedding(nn.Module):
     by a long neighbour nor by padding.
     """
 
+    inv_freq: torch.Tensor
+    long_inv_freq: torch.Tensor
+
     def __init__(self, config: MixLoraTextConfig):
         super().__init__()
         self.config = config
@@ -78,7 +81,7 @@ def rotate_half(x: torch.Tensor) -> torch.Tensor:
 
 
 def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates the first `rotary_dim` dimensions of `x` `[batch, heads, length, head_dim]`; the rest has no position."""
+    """Rotates the first `rotary_dim` dimensions of `x` `[batch, heads, length, head_dim]`; the rest stays."""
     dim = cos.shape[-1]
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     if dim == x.shape[-1]:

@@ -5,6 +5,7 @@ which adapter acts, so checkpointing, threads, beams and exceptions cannot chang
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ class Route:
 
     Attributes:
         rows: `(adapter name, LongTensor of row indices)`; indices None means every row of the batch.
-        masks: `(adapter name, BoolTensor [batch, 1, 1])`, the form made of tensor operations alone (decoding, compile).
+        masks: `(adapter name, BoolTensor [batch, 1, 1])`, the form made of tensor operations alone, for compiling.
     """
 
     rows: tuple[tuple[str, torch.Tensor | None], ...] = ()
@@ -84,7 +85,7 @@ class RoutedLinear(nn.Module):
     def add_adapter(self, name: str, r: int, alpha: float, dropout: float = 0.0) -> None:
         """Adds a LoRA pair of rank `r`, scaled by `alpha / r`. It starts as zero: `lora_B` is zero-initialised."""
         weight = self.base_layer.weight
-        options = {"bias": False, "device": weight.device}
+        options: dict[str, Any] = {"bias": False, "device": weight.device}
         if weight.dtype.is_floating_point:
             options["dtype"] = weight.dtype
         self.lora_A[name] = nn.Linear(self.in_features, r, **options)
@@ -96,8 +97,10 @@ class RoutedLinear(nn.Module):
     @torch.no_grad()
     def reset_adapter(self, name: str) -> None:
         """Draws `lora_A` anew and zeroes `lora_B` (LoRA, arXiv 2106.09685, section 4.1)."""
-        nn.init.kaiming_uniform_(self.lora_A[name].weight, a=5**0.5)
-        nn.init.zeros_(self.lora_B[name].weight)
+        down, up = self.lora_A[name], self.lora_B[name]
+        assert isinstance(down, nn.Linear) and isinstance(up, nn.Linear)
+        nn.init.kaiming_uniform_(down.weight, a=5**0.5)
+        nn.init.zeros_(up.weight)
 
     def delta(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """What adapter `name` adds for `x` `[rows, length, in]`: `[rows, length, out]`."""

@@ -23,7 +23,7 @@ class ModalityRouter:
         """What each row of `input_ids` `[batch, length]` contains: text, vision, speech or vision_speech."""
         image = self._contains(input_ids, self.config.image_token_id)
         audio = self._contains(input_ids, self.config.audio_token_id)
-        return [MODALITIES[int(i) + 2 * int(a)] for i, a in zip(image, audio)]
+        return [MODALITIES[int(i) + 2 * int(a)] for i, a in zip(image, audio, strict=True)]
 
     def adapter_names(self, modalities: list[str]) -> list[str | None]:
         """The adapter of each row, None for the base alone.

@@ -37,5 +37,5 @@ def owner_rows(placeholders: list[int], items: list[int], what: str) -> list[int
 
 
 def splice(embeds: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Puts `features` `[tokens, width]` into `embeds` `[batch, length, width]` where `mask` `[batch, length]` is true."""
+    """Puts `features` `[tokens, width]` into `embeds` `[batch, length, width]` at `mask` `[batch, length]`."""
     return embeds.masked_scatter(mask.unsqueeze(-1), features.to(embeds.dtype))

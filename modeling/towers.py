@@ -57,8 +57,8 @@ class VisionTower(nn.Module):
 class SpeechTower(nn.Module):
     """Whisper's encoder on windows of a fixed length; a longer clip takes several windows.
 
-    The window is `2 * max_source_positions` mel frames of the config, so it may be shorter than Whisper's 30 s. Windows
-    of padding alone are not computed.
+    The window is `2 * max_source_positions` mel frames of the config, so it may be shorter than Whisper's 30 s.
+    Windows of padding alone are not computed.
     """
 
     def __init__(self, config: MixLoraConfig):
@@ -96,4 +96,4 @@ class SpeechTower(nn.Module):
         features = encoded.new_zeros(len(windows), self.window // 2, self.feature_size)
         features = features.index_put((real.nonzero().squeeze(1),), encoded).reshape(clips, -1, self.feature_size)
         counts = (mask.sum(dim=-1) + 1) // 2
-        return [clip[:count] for clip, count in zip(features, counts.tolist())]
+        return [clip[:count] for clip, count in zip(features, counts.tolist(), strict=True)]

@@ -106,6 +106,7 @@ def copy_groups(model: MixLoraForConditionalGeneration, copy: dict[str, str]) ->
             raise RecipeError(f"copy: the parameters of {source} do not fit those of {target}")
         for mine, other in zip(ours, theirs, strict=True):
             mine.copy_(other)
+        print(f"  {target} starts as a copy of {source}")
 
 
 def _examples(stage: Stage, model: Any, processor: Any, media: Media, cache: Path) -> list[Example]:

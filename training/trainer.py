@@ -39,7 +39,7 @@ class StageTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of the plan, in its order."""
-        loader = DataLoader(self.examples, batch_sampler=self.plan, collate_fn=self.collator)  # type: ignore[arg-type]
+        loader: DataLoader = DataLoader(self.examples, batch_sampler=self.plan, collate_fn=self.collator)  # type: ignore[arg-type]
         return self.accelerator.prepare(loader)
 
     def compute_loss(
@@ -54,6 +54,8 @@ class StageTrainer(Trainer):
         rest = {name: value for name, value in inputs.items() if name != "labels"}
         outputs = model(**rest, logits_to_keep=positions)
         loss = next_token_loss(outputs.logits, targets, num_items_in_batch)
+        if not loss.requires_grad:  # no row of this batch takes a trained part, such as text beside a trained adapter
+            loss = loss + sum(p.sum() * 0 for p in model.parameters() if p.requires_grad)
         if num_items_in_batch is not None:  # counted over all processes, whose gradients are averaged
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss

@@ -32,8 +32,8 @@ def _registered() -> Iterator[None]:
             exported.register_for_auto_class(auto_name)
         yield
     finally:
-        for exported, auto_name in before.items():
-            exported._auto_class = auto_name
+        for exported, earlier in before.items():
+            exported._auto_class = earlier
 
 
 def export_code(source: str | Path, destination: str | Path) -> None:

@@ -1,5 +1,7 @@
 """A tiny model of the real shape with loud random weights: default initialisation would hide errors."""
 
+import math
+
 import torch
 from transformers import CLIPVisionConfig, WhisperConfig
 
@@ -12,17 +14,17 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 def tiny_config(**changes) -> MixLoraConfig:
-    text = dict(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        pad_token_id=PAD,
-        eos_token_id=3,
-    )
+    text = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "pad_token_id": PAD,
+        "eos_token_id": 3,
+    }
     vision = CLIPVisionConfig(
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
     )
@@ -37,20 +39,20 @@ def tiny_config(**changes) -> MixLoraConfig:
         decoder_layers=1,
         pad_token_id=0,
     )
-    defaults = dict(
-        text_config=text | changes.pop("text", {}),
-        vision_config=vision,
-        speech_config=speech,
-        image_token_id=IMAGE,
-        audio_token_id=AUDIO,
-        vision_layers=[-2],
-        vision_tokens_per_side=2,
-        speech_stack=2,
-        adapters={
+    defaults = {
+        "text_config": text | changes.pop("text", {}),
+        "vision_config": vision,
+        "speech_config": speech,
+        "image_token_id": IMAGE,
+        "audio_token_id": AUDIO,
+        "vision_layers": [-2],
+        "vision_tokens_per_side": 2,
+        "speech_stack": 2,
+        "adapters": {
             "vision": {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": PROJECTIONS},
             "speech": {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": PROJECTIONS},
         },
-    )
+    }
     return MixLoraConfig(**(defaults | changes))
 
 
@@ -85,7 +87,7 @@ def row_inputs(kind: str, seed: int = 0) -> dict:
     for _ in range(images):
         ids += [IMAGE] * 4
     for frames in clips:
-        ids += [AUDIO] * -(-(-(-frames // 2)) // 2)
+        ids += [AUDIO] * math.ceil(math.ceil(frames / 2) / 2)
     return {
         "ids": ids + words[2:],
         "pixels": torch.randn(images, 3, 8, 8, generator=generator),

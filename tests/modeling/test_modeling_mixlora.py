@@ -91,7 +91,7 @@ def test_generate_in_a_batch_equals_alone(options):
         alone = model.generate(**batch_inputs([row]), max_new_tokens=6, do_sample=False, **options)[
             :, len(row["ids"]) :
         ]
-        for mine, theirs in zip(together[i], alone):
+        for mine, theirs in zip(together[i], alone, strict=False):
             length = min(len(mine), len(theirs))
             assert mine[:length].tolist() == theirs[:length].tolist()
 
@@ -251,3 +251,7 @@ def test_groups_cover_every_parameter():
         "speech_projector.vision_speech",
     }
     assert sorted(sum(groups.values(), [])) == sorted(name for name, _ in model.named_parameters())
+
+
+def test_an_untied_head_belongs_to_the_decoder():
+    assert "lm_head.weight" in tiny_model(text={"tie_word_embeddings": False}).parameter_groups()["decoder"]

@@ -44,7 +44,7 @@ def read_rows(path: Path, limit: int = 0) -> list[Row]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no training data at {path}; prepare it first, or change the recipe's path")
-    rows = []
+    rows: list[Row] = []
     for number, line in _lines(path):
         if limit and len(rows) == limit:
             break

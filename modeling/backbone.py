@@ -1,0 +1,283 @@
+"""Towers, projectors, router and decoder: media encoded, spliced and decoded with a route."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_mixlora import MixLoraConfig
+from .decoder import RoutedDecoder, RoutedPreTrainedModel
+from .projectors import Projector, project_each, stack_frames
+from .routed_lora import Route, RoutedLinear
+from .router import ModalityRouter
+from .splicing import owner_rows, splice
+from .towers import SpeechTower, VisionTower
+
+
+@dataclass
+class MediaOutput(ModelOutput):
+    """Embeddings of the items of one modality.
+
+    Attributes:
+        pooler_output: for each item, in order of appearance, `[tokens, width]`.
+        rows: for each item the row that owns it.
+    """
+
+    pooler_output: list[torch.Tensor] | None = None
+    rows: list[int] | None = None
+
+
+class MixLoraPreTrainedModel(RoutedPreTrainedModel):
+    """The multimodal models' common part."""
+
+    config_class = MixLoraConfig
+    input_modalities = ("image", "audio", "text")
+
+
+class MixLoraModel(MixLoraPreTrainedModel):
+    """Towers, projectors and the routed decoder, without the head."""
+
+    def __init__(self, config: MixLoraConfig):
+        super().__init__(config)
+        text: Any = config.text_config
+        hidden = config.projector_hidden_size or text.hidden_size
+        self.language_model = RoutedDecoder(text)
+        self.router = ModalityRouter(config)
+        if config.vision_config is not None:
+            self.vision_tower = VisionTower(config)
+            self.vision_projector = Projector(self.vision_tower.feature_size, hidden, text.hidden_size)
+        if config.speech_config is not None:
+            self.speech_tower = SpeechTower(config)
+            size = self.speech_tower.feature_size * config.speech_stack
+            self.speech_projector = nn.ModuleDict(
+                {name: Projector(size, hidden, text.hidden_size) for name in ("speech", "vision_speech")}
+            )
+        for name, spec in config.adapters.items():
+            self._add_adapter(name, spec)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def _add_adapter(self, name: str, spec: dict[str, Any]) -> None:
+        targets = spec.get("target_modules")
+        for path, module in self.language_model.named_modules():
+            if isinstance(module, RoutedLinear) and (targets is None or path.rsplit(".", 1)[-1] in targets):
+                module.add_adapter(name, spec["r"], spec.get("alpha", spec["r"]), spec.get("dropout", 0.0))
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.language_model.embed_tokens = value
+
+    def train(self, mode: bool = True) -> "MixLoraModel":
+        """As usual, but a frozen tower or projector stays in `eval`, and batch norms keep their statistics."""
+        super().train(mode)
+        for name in ("vision_tower", "speech_tower", "vision_projector", "speech_projector"):
+            module = getattr(self, name, None)
+            if module is None:
+                continue
+            if not any(parameter.requires_grad for parameter in module.parameters()):
+                module.eval()
+            for child in module.modules():
+                if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                    child.eval()
+        return self
+
+    def encode_vision(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """Tower features of each picture, `[tokens, size]`, from `pixel_values` `[crops, 3, height, width]`."""
+        self._require("vision_tower", "pixel_values")
+        return list(self.vision_tower(pixel_values))
+
+    def encode_speech(
+        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """Tower features of each clip, `[frames, size]`, from mel frames `[clips, frames, mels]` and their mask."""
+        self._require("speech_tower", "input_features")
+        if input_features_mask is None:
+            input_features_mask = torch.ones_like(input_features[..., 0], dtype=torch.long)
+        return self.speech_tower(input_features, input_features_mask)
+
+    def _require(self, tower: str, argument: str) -> None:
+        if not hasattr(self, tower):
+            raise ValueError(f"{argument} is given, but this model has no {tower}")
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        features: list[torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> MediaOutput:
+        """`pooler_output`: for each picture its embeddings `[tokens, width]`.
+
+        Args:
+            pixel_values: `[crops, 3, height, width]`.
+            features: tower features of each picture in place of `pixel_values`.
+        """
+        features = self.encode_vision(pixel_values) if features is None else features
+        return MediaOutput(pooler_output=project_each(self.vision_projector, features))
+
+    def get_audio_features(
+        self,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        beside_picture: list[bool] | None = None,
+        features: list[torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> MediaOutput:
+        """`pooler_output`: for each clip its embeddings `[tokens, width]`.
+
+        Args:
+            input_features: `[clips, frames, mels]`; input_features_mask: `[clips, frames]`.
+            beside_picture: for each clip, whether its row holds a picture: it then takes the vision-speech projector.
+            features: tower features of each clip in place of `input_features`.
+        """
+        if features is None:
+            features = self.encode_speech(input_features, input_features_mask)
+        stacked = [stack_frames(clip, self.config.speech_stack) for clip in features]
+        beside_picture = beside_picture or [False] * len(stacked)
+        result: list[torch.Tensor] = list(stacked)
+        for flag, name in ((False, "speech"), (True, "vision_speech")):
+            mine = [i for i, beside in enumerate(beside_picture) if beside == flag]
+            for i, projected in zip(
+                mine, project_each(self.speech_projector[name], [stacked[i] for i in mine]), strict=True
+            ):
+                result[i] = projected
+        return MediaOutput(pooler_output=result)
+
+    def encode_media(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+    ) -> dict[str, MediaOutput]:
+        """Embeddings of all media of a batch: `{"image": ..., "audio": ...}`, each with a `pooler_output` list.
+
+        `mm_encoder_outputs` may hold finished embeddings (`image`, `audio`) or tower features (`image_features`,
+        `audio_features`, one `[tokens, size]` an item).
+
+        Raises:
+            ValueError: placeholders and features disagree in a row.
+        """
+        given = mm_encoder_outputs or {}
+        result: dict[str, MediaOutput] = {}
+        image = given.get("image")
+        if pixel_values is not None or given.get("image_features"):
+            image = self.get_image_features(pixel_values, image_sizes, given.get("image_features"))
+        sizes = [len(item) for item in image.pooler_output] if image else []
+        image_rows = owner_rows(self._placeholders(input_ids, self.config.image_token_id), sizes, "image")
+        if image:
+            result["image"] = MediaOutput(pooler_output=image.pooler_output, rows=image_rows)
+        audio, clips = given.get("audio"), given.get("audio_features")
+        if input_features is not None:
+            clips = self.encode_speech(input_features, input_features_mask)
+        if clips:
+            sizes = [-(-len(clip) // self.config.speech_stack) for clip in clips]
+        else:
+            sizes = [len(item) for item in audio.pooler_output] if audio else []
+        audio_rows = owner_rows(self._placeholders(input_ids, self.config.audio_token_id), sizes, "audio")
+        if clips:
+            audio = self.get_audio_features(features=clips, beside_picture=[row in image_rows for row in audio_rows])
+        if audio:
+            result["audio"] = MediaOutput(pooler_output=audio.pooler_output, rows=audio_rows)
+        return result
+
+    @staticmethod
+    def _placeholders(input_ids: torch.Tensor, token_id: int | None) -> list[int]:
+        return [0] * len(input_ids) if token_id is None else (input_ids == token_id).sum(-1).tolist()
+
+    def embed(self, input_ids: torch.Tensor, media: dict[str, MediaOutput]) -> torch.Tensor:
+        """Token embeddings `[batch, length, width]` with media features at their placeholders."""
+        embeds = self.language_model.embed_tokens(input_ids)
+        for name, token_id in (("image", self.config.image_token_id), ("audio", self.config.audio_token_id)):
+            if name in media and media[name].pooler_output:
+                features = torch.cat(list(media[name].pooler_output)).to(embeds.device)
+                embeds = splice(embeds, input_ids == token_id, features)
+        return embeds
+
+    def route(
+        self, adapter_ids: torch.Tensor | None, input_ids: torch.Tensor | None, past_key_values: Cache | None
+    ) -> Route:
+        """The batch's [`Route`]: from `adapter_ids` `[batch]`, or from what the rows contain.
+
+        Raises:
+            ValueError: no `adapter_ids` where the prompt cannot tell them (a filled cache, or `inputs_embeds`).
+        """
+        if not self.config.adapters:
+            return Route()
+        if adapter_ids is None:
+            filled = past_key_values is not None and past_key_values.get_seq_length() > 0
+            if input_ids is None or filled:
+                raise ValueError(
+                    "adapter_ids is needed with inputs_embeds or a filled cache: the rest of the conversation, "
+                    "which decides the route, cannot be seen here. Pass what model.router(prompt_ids) gives."
+                )
+            adapter_ids = self.router(input_ids)
+        return Route.from_adapter_ids(adapter_ids, self.router.names, masked=torch.compiler.is_compiling())
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        adapter_ids: torch.LongTensor | None = None,
+        row_lengths: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states `[batch, length, width]`. Arguments as in [`MixLoraForConditionalGeneration.forward`]."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass exactly one of input_ids and inputs_embeds")
+        route = self.route(adapter_ids, input_ids, past_key_values)
+        if inputs_embeds is None:
+            media = self.encode_media(
+                input_ids, pixel_values, image_sizes, input_features, input_features_mask, mm_encoder_outputs
+            )
+            inputs_embeds = self.embed(input_ids, media)
+        elif pixel_values is not None or input_features is not None or mm_encoder_outputs:
+            raise ValueError("media need input_ids: with inputs_embeds the placeholders cannot be seen")
+        if (self.config.text_config.use_cache if use_cache is None else use_cache) and past_key_values is None:
+            past_key_values = None if self.training else DynamicCache(config=self.config.text_config)
+        if position_ids is None:
+            position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
+        if row_lengths is None:
+            row_lengths = position_ids.amax(dim=-1) + 1
+        mask = create_causal_mask(
+            config=self.config.text_config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        hidden_states = self.language_model(
+            inputs_embeds, route, position_ids, mask, past_key_values, row_lengths, **kwargs
+        )
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+
+    @staticmethod
+    def _positions(
+        inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+    ) -> torch.Tensor:
+        """Positions `[batch, length]` that count real tokens only, so that left padding shifts nothing."""
+        batch, length = inputs_embeds.shape[:2]
+        if attention_mask is not None and attention_mask.dim() == 2:
+            return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        return (torch.arange(length, device=inputs_embeds.device) + past).expand(batch, -1)

@@ -1,0 +1,166 @@
+"""Whole stages on a tiny model: only what is named changes, a killed run ends like an unkilled one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
+from mixlora.training import train as entry
+from mixlora.training.data.collate import Collator, Tokenizer
+from mixlora.training.data.media import Media
+from mixlora.training.data.rows import read_rows
+from mixlora.training.recipe import RecipeError
+from mixlora.training.trainer import StageTrainer, last_checkpoint
+from tests.training.training_fixtures import make_start, write_recipe, write_rows
+
+ADAPTERS = ["adapter.vision", "adapter.speech"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> str:
+    return make_start(tmp_path / "start")
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return write_rows(tmp_path)
+
+
+def curve(folder: Path) -> list[tuple[int, float]]:
+    return [
+        (point["step"], point["loss"]) for point in json.loads((folder / "log.json").read_text()) if "loss" in point
+    ]
+
+
+@pytest.mark.parametrize("groups", [["decoder"], ADAPTERS, ["vision_projector", "speech_projector.speech"]])
+def test_only_what_is_named_changes(
+    tmp_path: Path, start: str, rows: Path, groups: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state: dict[str, Any] = {}
+
+    def save(trainer: StageTrainer, *args: Any, **kwargs: Any) -> None:
+        names = {parameter: name for name, parameter in trainer.model.named_parameters()}
+        state.update({names[parameter]: 1 for parameter in trainer.optimizer.optimizer.state})
+
+    monkeypatch.setattr(StageTrainer, "_save_checkpoint", save)
+    monkeypatch.setattr(entry.shutil, "rmtree", lambda path: None)
+    entry.train(write_recipe(tmp_path, start, rows, groups), tmp_path / "out")
+    model = MixLoraForConditionalGeneration.from_pretrained(start)
+    named = {name for group in groups for name in model.parameter_groups()[group]}
+    before, after = (load_file(folder / "model.safetensors") for folder in (Path(start), tmp_path / "out/01-only"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and changed <= named
+    assert set(state) == named
+
+
+def test_a_finished_stage_is_skipped_and_other_settings_are_refused(
+    tmp_path: Path, start: str, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path, start, rows, ADAPTERS, max_steps=2)
+    entry.train(recipe, tmp_path / "out")
+    first = capsys.readouterr().out
+    assert "train  adapter.vision" in first and "freeze decoder" in first
+    assert not (tmp_path / "out/01-only/checkpoints").exists()
+    entry.train(recipe, tmp_path / "out")
+    assert "finished before" in capsys.readouterr().out
+    with pytest.raises(RecipeError, match="learning_rate: 0.01 -> 0.5"):
+        entry.train(recipe, tmp_path / "out", ["only.learning_rate=0.5"])
+
+
+def test_unknown_group_is_named(tmp_path: Path, start: str, rows: Path) -> None:
+    with pytest.raises(RecipeError, match="did you mean 'adapter.vision'"):
+        entry.train(write_recipe(tmp_path, start, rows, ["adapter.visoin"]), tmp_path / "out")
+
+
+def test_copy_starts_one_group_from_another(start: str) -> None:
+    model = MixLoraForConditionalGeneration.from_pretrained(start)
+    entry.copy_groups(model, {"speech_projector.vision_speech": "speech_projector.speech"})
+    projector = model.model.speech_projector
+    assert torch.equal(projector["speech"].up.weight, projector["vision_speech"].up.weight)
+    with pytest.raises(RecipeError, match="do not fit"):
+        entry.copy_groups(model, {"speech_projector.speech": "vision_projector"})
+
+
+def test_accumulated_batches_give_the_gradients_of_one(tmp_path: Path, start: str, rows: Path) -> None:
+    """Normalised by the tokens of the step, not by those of each batch."""
+    chats = rows.with_name("chats.jsonl")
+    chats.write_text("\n".join(rows.read_text().splitlines()[1:]))
+    recipe = write_recipe(tmp_path, start, chats, ADAPTERS, warmup=0, max_steps=1, tokens_per_batch=0)
+    losses = []
+    for accumulation, per_batch in ((1, 12), (4, 3)):
+        out = tmp_path / f"out{accumulation}"
+        entry.train(recipe, out, [f"only.rows_per_batch={per_batch}", f"only.gradient_accumulation={accumulation}"])
+        point = json.loads((out / "01-only/log.json").read_text())[0]
+        losses.append((point["loss"], point["grad_norm"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_last_checkpoint_is_one_that_was_finished(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    for step, state in ((2, "{}"), (10, "{}"), (12, '{"half'), (14, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_killed_run_ends_like_an_unkilled_one(tmp_path: Path, start: str, rows: Path) -> None:
+    recipe = write_recipe(tmp_path, start, rows, ADAPTERS, max_steps=40)
+    command = [sys.executable, "-m", "mixlora.training.train", str(recipe), "--output"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    killed = tmp_path / "killed"
+    run = subprocess.Popen(
+        [*command, str(killed)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while (
+        last_checkpoint(killed / "01-only/checkpoints") is None and run.poll() is None and time.monotonic() < deadline
+    ):
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert not (killed / "01-only/done.json").exists()
+    again = subprocess.run([*command, str(killed)], env=environment, capture_output=True, text=True, check=True)
+    assert "going on from" in again.stdout
+    entry.train(recipe, tmp_path / "whole")
+    first, second = curve(killed / "01-only"), curve(tmp_path / "whole/01-only")
+    assert [step for step, _ in first] == [step for step, _ in second] == list(range(1, 41))
+    assert [loss for _, loss in first] == pytest.approx([loss for _, loss in second], rel=1e-4)
+
+
+def test_mixed_batch_gives_the_gradients_of_separate_batches(start: str, rows: Path) -> None:
+    """Two adapters under gradient checkpointing, the same token normaliser; in fp64, so that only errors show."""
+    model = MixLoraForConditionalGeneration.from_pretrained(start, dtype=torch.float64)
+    entry.select_parameters(model, ADAPTERS)
+    model.activation_checkpointing_enable()
+    model.train()
+    processor = entry.MixLoraProcessor.from_pretrained(start)
+    media = Media(model, processor)
+    examples = Tokenizer(processor, media, 64)(read_rows(rows)[1:9])
+    collate = Collator(media, processor.tokenizer.pad_token_id)
+    total = sum(int((example.labels != -100).sum()) for example in examples)
+
+    def gradients(batches: list[list[Any]]) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        for batch in batches:
+            model(**collate(batch), num_items_in_batch=total).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    mixed = gradients([examples])
+    seen = [example for example in examples if example.images]
+    heard = [example for example in examples if not example.images]
+    for batches in ([[example] for example in examples], [seen, heard]):
+        separate = gradients(batches)
+        assert mixed.keys() == separate.keys() and any(".speech." in name for name in mixed)
+        for name, gradient in mixed.items():
+            assert (gradient - separate[name]).norm() <= 1e-9 * separate[name].norm(), name

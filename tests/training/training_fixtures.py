@@ -1,0 +1,52 @@
+"""A tiny checkpoint with its processor, and rows of every kind with media that are drawn here."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+from tests.modeling.model_fixtures import tiny_model
+from tests.modeling.processor_fixtures import tiny_processor
+
+
+def make_start(folder: Path) -> str:
+    """A checkpoint to start from."""
+    processor = tiny_processor()
+    model = tiny_model()
+    model.config.image_token_id, model.config.audio_token_id = processor.image_token_id, processor.audio_token_id
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def chat(kinds: str, answer: str, index: int = 0) -> dict[str, Any]:
+    """A conversation about `i` pictures and `a` clips, in the order of `kinds`."""
+    media = {"i": ("image", "png"), "a": ("audio", "wav")}
+    parts = [{"type": media[kind][0], "path": f"{index}.{media[kind][1]}"} for kind in kinds]
+    parts.append({"type": "text", "text": "?" * (1 + index % 3)})
+    return {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]}
+
+
+def write_rows(folder: Path, rows: int = 12) -> Path:
+    """Rows of text, picture, clip, and both, with their media."""
+    generator = np.random.default_rng(0)
+    lines: list[dict[str, Any]] = [{"text": "the quick brown fox jumps over the lazy dog. " * 3}]
+    for i in range(rows):
+        Image.fromarray(generator.integers(0, 255, (6, 9), dtype=np.uint8)).save(folder / f"{i}.png")
+        soundfile.write(folder / f"{i}.wav", generator.normal(0, 0.1, 2000 + 700 * i), 16000)
+        lines.append(chat(("", "i", "a", "ia")[i % 4], "yes" if i % 2 else "no way", i))
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    return path
+
+
+def write_recipe(folder: Path, start: str, data: Path, train: list[str], **changes: Any) -> Path:
+    """A recipe of one stage."""
+    stage: dict[str, Any] = {"name": "only", "train": train, "data": [{"path": str(data)}], "learning_rate": 1e-2}
+    stage |= {"max_steps": 6, "tokens_per_batch": 256, "logging_steps": 1, "save_steps": 2} | changes
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps({"model": start, "seed": 1, "stages": [stage]}))  # JSON is YAML
+    return path
