@@ -11,6 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
+from .adapter_folders import delete_adapter, load_adapter, save_adapter
 from .backbone import MediaOutput, MixLoraModel, MixLoraPreTrainedModel
 from .base_checkpoint import checkpoint_folder, describe_base, is_base_tensor, load_base, load_weights
 from .configuration_mixlora import MixLoraConfig
@@ -115,6 +116,29 @@ class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, GenerationMixin):
                 group = parts[0]
             groups.setdefault(group, []).append(name)
         return groups
+
+    def load_adapter(self, peft_model_id: str | Path, adapter_name: str = "default", **kwargs: Any) -> None:
+        """Adds an adapter from a PEFT folder. Which rows take it is said by `config.routing`, or by `adapter_ids`."""
+        if kwargs:
+            raise ValueError(f"load_adapter takes a folder and adapter_name, not {sorted(kwargs)}")
+        load_adapter(self, peft_model_id, adapter_name)
+
+    def save_adapter(self, folder: str | Path, adapter_name: str) -> None:
+        """Writes an adapter as a PEFT folder, which `PeftModel.from_pretrained` loads on the plain decoder."""
+        save_adapter(self, folder, adapter_name)
+
+    def delete_adapter(self, adapter_names: list[str] | str) -> None:
+        """Takes adapters out of the model."""
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            delete_adapter(self, name)
+
+    def _no_global_adapter(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError(
+            "adapters act row by row here: pass adapter_ids (LongTensor [batch], -1 for the base) or change "
+            "config.routing; load_adapter, save_adapter and delete_adapter add, write and remove one"
+        )
+
+    add_adapter = set_adapter = disable_adapters = enable_adapters = active_adapters = _no_global_adapter
 
     @can_return_tuple
     def forward(

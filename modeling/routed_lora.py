@@ -94,6 +94,11 @@ class RoutedLinear(nn.Module):
         self.scaling[name] = alpha / r
         self.reset_adapter(name)
 
+    def remove_adapter(self, name: str) -> None:
+        """Drops an adapter."""
+        for part in (self.lora_A, self.lora_B, self.lora_dropout, self.scaling):
+            del part[name]
+
     @torch.no_grad()
     def reset_adapter(self, name: str) -> None:
         """Draws `lora_A` anew and zeroes `lora_B` (LoRA, arXiv 2106.09685, section 4.1)."""

@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.modeling.routed_lora import RoutedLinear
@@ -170,14 +176,23 @@ def test_frozen_towers_stay_in_eval():
 
 
 @torch.no_grad()
-def test_save_and_reload(tmp_path):
+@pytest.mark.parametrize(
+    "loader",
+    [
+        MixLoraForConditionalGeneration,
+        AutoModelForMultimodalLM,
+        AutoModelForImageTextToText,
+        AutoModelForCausalLM,
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"device_map": "auto", "dtype": "auto"}])
+def test_save_and_reload(loader, options, tmp_path):
     model = tiny_model()
     batch = batch_inputs([row_inputs(kind) for kind in ROWS])
     model.save_pretrained(tmp_path)
-    again = MixLoraForConditionalGeneration.from_pretrained(tmp_path).eval()
+    again = loader.from_pretrained(tmp_path, **options).eval()
+    assert type(again) is MixLoraForConditionalGeneration
     assert torch.equal(model(**batch).logits, again(**batch).logits)
-    placed = MixLoraForConditionalGeneration.from_pretrained(tmp_path, device_map="auto", dtype="auto").eval()
-    assert torch.equal(model(**batch).logits, placed(**batch).logits)
 
 
 @torch.no_grad()
