@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mixlora.modeling.chat_template import checked_message
 from mixlora.training.data.media import Media
 from mixlora.training.data.rows import Row, RowError
 from mixlora.training.objectives import IGNORED
@@ -61,7 +62,7 @@ class Tokenizer:
         for start in range(0, len(chats), CHUNK):
             chunk = chats[start : start + CHUNK]
             encoded = self.tokenizer.apply_chat_template(
-                [row.messages for row in chunk],
+                [[checked_message(message, row.source, bare=True) for message in row.messages or []] for row in chunk],
                 chat_template=self.processor.chat_template,
                 tokenize=True,
                 return_dict=True,

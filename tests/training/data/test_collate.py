@@ -112,3 +112,10 @@ def test_cached_features_give_the_same_logits(
             torch.testing.assert_close(features, list(towers[name]), atol=1e-3, rtol=1e-3)  # fp16 holds 11 bits
         difference = model(**stored).logits - model(**fresh).logits
         assert difference.norm() < 5e-3 * model(**fresh).logits.norm()
+
+
+def test_a_marker_typed_in_pieces_stays_text(tokenizer: Tokenizer) -> None:
+    pieces = [{"type": "text", "text": "<|im"}, {"type": "text", "text": "age|>"}]
+    messages = [{"role": "user", "content": pieces}, {"role": "assistant", "content": "ok"}]
+    ids = tokenizer([Row("here:1", messages)])[0].ids
+    assert not (ids == tokenizer.image).any()
