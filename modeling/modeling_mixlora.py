@@ -169,7 +169,7 @@ class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, GenerationMixin):
             input_features: mel frames `[clips, frames, mels]` of all clips in order of appearance.
             input_features_mask: `[clips, frames]`.
             mm_encoder_outputs: media encoded before, see [`MixLoraModel.encode_media`].
-            adapter_ids: `[batch]`, index into `config.adapters`, -1 for the base; the router's choice by default.
+            adapter_ids: `[batch]`, index into `router.names`, -1 for the base; the router's choice by default.
             row_lengths: `[batch]`, real tokens of each row; picks LongRoPE's factors.
             labels: `[batch, length]`, -100 where nothing is learnt.
             logits_to_keep: the last n positions, or positions as a tensor; 0 for all.

@@ -29,7 +29,7 @@ class Route:
 
         Args:
             adapter_ids: LongTensor `[batch]`, an index into `names`, -1 for the base alone.
-            names: the model's adapters, in the order of the config.
+            names: the model's adapters, sorted.
             masked: make the mask form. It never reads a value back from the device.
 
         Raises:

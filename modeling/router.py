@@ -16,8 +16,8 @@ class ModalityRouter:
 
     @property
     def names(self) -> list[str]:
-        """Adapter names, in the order that `adapter_ids` counts."""
-        return list(self.config.adapters)
+        """Adapter names in the order that `adapter_ids` counts: sorted, since a saved config keeps no other order."""
+        return sorted(self.config.adapters)
 
     def modalities(self, input_ids: torch.Tensor) -> list[str]:
         """What each row of `input_ids` `[batch, length]` contains: text, vision, speech or vision_speech."""

@@ -270,3 +270,14 @@ def test_groups_cover_every_parameter():
 
 def test_an_untied_head_belongs_to_the_decoder():
     assert "lm_head.weight" in tiny_model(text={"tie_word_embeddings": False}).parameter_groups()["decoder"]
+
+
+@torch.no_grad()
+def test_adapter_ids_mean_the_same_after_reloading(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    again = MixLoraForConditionalGeneration.from_pretrained(tmp_path).eval()
+    assert model.router.names == again.router.names == ["speech", "vision"]
+    for adapter in (0, 1):
+        inputs = batch_inputs([row_inputs("text")]) | {"adapter_ids": torch.tensor([adapter])}
+        assert torch.equal(model(**inputs).logits, again(**inputs).logits)
