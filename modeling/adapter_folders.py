@@ -46,8 +46,8 @@ def save_adapter(model: "MixLoraForConditionalGeneration", folder: str | Path, a
     base = (model.config.base_model or {}).get("name_or_path")
     LoraConfig(
         r=spec["r"],
-        lora_alpha=spec.get("alpha", spec["r"]),
-        lora_dropout=spec.get("dropout", 0.0),
+        lora_alpha=spec["alpha"],
+        lora_dropout=spec["dropout"],
         target_modules=targets,
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,

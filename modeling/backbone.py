@@ -64,10 +64,10 @@ class MixLoraModel(MixLoraPreTrainedModel):
         self.post_init()
 
     def _add_adapter(self, name: str, spec: dict[str, Any]) -> None:
-        targets = spec.get("target_modules")
+        targets = spec["target_modules"]
         for path, module in self.language_model.named_modules():
             if isinstance(module, RoutedLinear) and (targets is None or path.rsplit(".", 1)[-1] in targets):
-                module.add_adapter(name, spec["r"], spec.get("alpha", spec["r"]), spec.get("dropout", 0.0))
+                module.add_adapter(name, spec["r"], spec["alpha"], spec["dropout"])
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.embed_tokens
@@ -212,11 +212,11 @@ class MixLoraModel(MixLoraPreTrainedModel):
         Raises:
             ValueError: no `adapter_ids` where the prompt cannot tell them (a filled cache, or `inputs_embeds`).
         """
-        if not self.config.adapters:
-            return Route()
         if adapter_ids is None:
-            filled = past_key_values is not None and past_key_values.get_seq_length() > 0
-            if input_ids is None or filled:
+            unseen = input_ids is None or (past_key_values is not None and past_key_values.get_seq_length() > 0)
+            if unseen and not self.config.adapters:
+                return Route()
+            if unseen:
                 raise ValueError(
                     "adapter_ids is needed with inputs_embeds or a filled cache: the rest of the conversation, "
                     "which decides the route, cannot be seen here. Pass what model.router(prompt_ids) gives."

@@ -7,6 +7,7 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 MODALITIES = ("text", "vision", "speech", "vision_speech")
+PHI4_ROUTING = {"text": None, "vision": "vision", "speech": "speech", "vision_speech": "vision"}
 ADAPTER_FIELDS = {"r", "alpha", "dropout", "target_modules"}
 
 
@@ -75,8 +76,10 @@ class MixLoraConfig(PreTrainedConfig):
         text_config: the decoder, a [`MixLoraTextConfig`].
         vision_config: any transformers vision encoder (`timm_wrapper` included), or None.
         speech_config: any transformers audio encoder (Whisper's included), or None.
-        adapters: name -> `{"r", "alpha", "dropout", "target_modules"}`; `target_modules` lists projection names.
-        routing: modality of a row (text, vision, speech, vision_speech) -> adapter name, or None for the base alone.
+        adapters: name -> `{"r", "alpha", "dropout", "target_modules"}`; alpha is r by default, and `target_modules`
+            lists projection names, all of them by default.
+        routing: modality of a row (text, vision, speech, vision_speech) -> adapter name, or None for the base alone;
+            Phi-4-Multimodal's table by default. A row whose adapter is not loaded raises.
         image_token_id: placeholder that a picture's features replace, one placeholder a feature.
         audio_token_id: the same for clips.
         vision_layers: feature layers of the vision tower whose outputs are joined, the deepest one last.
@@ -112,10 +115,11 @@ class MixLoraConfig(PreTrainedConfig):
     base_model: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs):
-        self.adapters = dict(self.adapters or {})
-        default = {modality: modality if modality in self.adapters else None for modality in MODALITIES}
-        default["vision_speech"] = default["vision"]
-        self.routing = default | dict(self.routing or {})
+        self.adapters = {
+            name: {"alpha": spec.get("r"), "dropout": 0.0, "target_modules": None} | spec
+            for name, spec in (self.adapters or {}).items()
+        }
+        self.routing = PHI4_ROUTING | (self.routing or {})
         if self.vision_layers is None:
             self.vision_layers = [-1]
         super().__post_init__(**kwargs)

@@ -18,6 +18,8 @@ from .configuration_mixlora import MixLoraConfig
 from .parts import Part, build
 from .router import ModalityRouter
 
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
 
 class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, GenerationMixin):
     """The model with its head: text from text, pictures and speech, every row on its own route."""
@@ -65,7 +67,8 @@ class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, GenerationMixin):
         """
         name, config = pretrained_model_name_or_path, kwargs.get("config")
         if name is not None and (config is None or isinstance(config, str | Path)):
-            config = cls.config_class.from_pretrained(config or name, revision=kwargs.get("revision"))
+            hub = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
+            config = cls.config_class.from_pretrained(config or name, **hub)
         if name is None or not config.base_model:
             return super().from_pretrained(name, *args, **kwargs)
         folder = checkpoint_folder(name, kwargs.pop("revision", None))
@@ -214,7 +217,7 @@ class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, GenerationMixin):
         if input_ids is not None and kwargs.get("inputs_embeds") is None:
             past = kwargs.get("past_key_values")
             seen = past.get_seq_length() if past is not None else 0
-            if kwargs.get("adapter_ids") is None and self.config.adapters:
+            if kwargs.get("adapter_ids") is None:
                 kwargs["adapter_ids"] = self.router(input_ids)
             names = ("pixel_values", "image_sizes", "input_features", "input_features_mask", "mm_encoder_outputs")
             media = {name: kwargs.pop(name, None) for name in names}
