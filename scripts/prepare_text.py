@@ -121,17 +121,28 @@ def number_words(number: int) -> str:
     return " ".join(DIGIT_WORDS[int(digit)] for digit in str(number))
 
 
+def misheard(text: str, rng: random.Random) -> str:
+    """The text with some letters dropped, doubled or swapped for others, as a bad ear would write it."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    slips = (lambda c: "", lambda c: c + c, lambda c: rng.choice(letters), lambda c: c + rng.choice(letters))
+    return "".join(rng.choice(slips)(c) if c.isalpha() and rng.random() < 0.1 else c for c in text)
+
+
 def exercise_rows(rng: random.Random, sentences: list[str], count: int) -> Iterator[Row]:
-    """Exercises in copying, in digits and their words, and in yes or no, the skills that the senses build on."""
+    """Exercises in copying and mending, in digits and their words, and in yes or no, which the senses build on."""
     for _ in range(count):
         digit = rng.randrange(10)
         other = digit if rng.random() < 0.5 else rng.choice([d for d in range(10) if d != digit])
         word = DIGIT_WORDS[other]
         number = rng.randrange(10, 1000)
+        said = rng.choice(sentences)
+        shuffled = " ".join(rng.sample(said.split(), len(said.split())))
         yield rng.choice(
             [
-                chat_row("copy", digit_text := rng.choice(sentences), f"Repeat this: {digit_text}"),
-                chat_row("copy", digit_text := rng.choice(sentences), f"{digit_text} Say it again."),
+                chat_row("copy", said, f"Repeat this: {said}"),
+                chat_row("copy", shuffled, f"{shuffled} Say it again."),
+                chat_row("mend", said, f"{misheard(said, rng)} {rng.choice(TRANSCRIBE_PROMPTS)}"),
+                chat_row("mend", said, f"{misheard(said, rng)} {rng.choice(TRANSCRIBE_PROMPTS)}"),
                 chat_row("same", "yes" if digit == other else "no", f"Is {digit} the same as {word}?"),
                 chat_row("same", "yes" if digit == other else "no", f"I say {word}. The picture shows {digit}. Same?"),
                 chat_row("digit", str(other), f"Write {word} as a digit."),
@@ -159,7 +170,7 @@ def main() -> None:
     prompts = train_sentences()
     rows = list(plain_rows(rng, [*examples, *prompts * 20], rng.sample(glosses, 24000)))
     rows += definition_rows(rng, 16000)
-    rows += exercise_rows(rng, [*(e for e in examples if len(e) < 70), *prompts * 10], 20000)
+    rows += exercise_rows(rng, [*(e for e in examples if len(e) < 70), *prompts * 10], 26000)
     rows += chat_rows(rng, 25)
     rng.shuffle(rows)
     write_jsonl(DATA / "text_held_out.jsonl", rows[:300])

@@ -32,9 +32,9 @@ def plain_decoder(model):
     return alone
 
 
-@torch.no_grad()
-def test_decoder_matches_llama():
-    model = plain_decoder(tiny_model())
+def llama_of(model):
+    """transformers' Llama with the weights of a model's decoder."""
+    model = plain_decoder(model)
     text = model.config.text_config
     names = (
         "vocab_size",
@@ -53,8 +53,14 @@ def test_decoder_matches_llama():
         for name, value in model.state_dict().items()
     }
     llama.load_state_dict(state)
+    return llama
+
+
+@torch.no_grad()
+def test_decoder_matches_llama():
+    model = tiny_model()
     batch = batch_inputs([row_inputs("text"), row_inputs("text", seed=3)], "right")
-    torch.testing.assert_close(model(**batch).logits, llama(**batch).logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model(**batch).logits, llama_of(model)(**batch).logits, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -83,6 +89,48 @@ def test_rows_in_a_batch_equal_rows_alone(training, side, attention):
         alone = model(**batch_inputs([row])).logits[0]
         real = logits[i][batch["attention_mask"][i].bool()]
         assert (real - alone).abs().max() < 2e-4 * scale, ROWS[i]
+
+
+def merged_llama(model, adapter):
+    """transformers' Llama with an adapter folded into its weights."""
+    llama = llama_of(model)
+    for path, module in model.model.language_model.named_modules():
+        if isinstance(module, RoutedLinear) and adapter is not None:
+            delta = module.lora_B[adapter].weight @ module.lora_A[adapter].weight * module.scaling[adapter]
+            llama.get_submodule(f"model.{path}").weight.add_(delta)
+    return llama
+
+
+def batching_noise(call, batch, alone):
+    """For each row the largest difference between its logits in the batch and alone, in their standard deviations."""
+    together = call(batch)
+    real = [logits[mask.bool()] for logits, mask in zip(together, batch["attention_mask"], strict=True)]
+    return [float((mine - call(row)[0]).abs().max() / together.std()) for mine, row in zip(real, alone, strict=True)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_routing_adds_little_to_the_noise_of_batching(side):
+    """A batch rounds otherwise than a row alone, with adapters merged into the weights too (promise 2)."""
+    model = tiny_model()
+    rows = [row_inputs(kind) for kind in ROWS]
+    batch, alone = batch_inputs(rows, side), [batch_inputs([row]) for row in rows]
+    ours = batching_noise(lambda inputs: model(**inputs).logits, batch, alone)
+
+    def reference(adapter):
+        llama = merged_llama(model, adapter)
+
+        def call(inputs):
+            media = {name: value for name, value in inputs.items() if name != "attention_mask"}
+            embeds = model.model.embed(inputs["input_ids"], model.model.encode_media(**media))
+            return llama(inputs_embeds=embeds, attention_mask=inputs["attention_mask"]).logits
+
+        return batching_noise(call, batch, alone)
+
+    noise = {adapter: reference(adapter) for adapter in (None, "vision", "speech")}
+    adapters = {"text": None, "image": "vision", "both": "vision", "speech": "speech", "two_clips": "speech"}
+    for i, kind in enumerate(ROWS):
+        assert ours[i] <= 4 * max(noise[adapters[kind]][i], 1e-6), kind
 
 
 @torch.no_grad()
