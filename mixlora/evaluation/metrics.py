@@ -4,6 +4,10 @@ import math
 import random
 import unicodedata
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jiwer
 
 Score = tuple[int, int]
 Interval = tuple[float, float]
@@ -26,16 +30,19 @@ def without_article(text: str) -> str:
     return " ".join(words[1:] if len(words) > 1 and words[0] in ARTICLES else words)
 
 
-def word_errors(prediction: str, answers: Sequence[str]) -> Score:
-    """Word errors and reference words against the nearest answer."""
+def align_words(prediction: str, answers: Sequence[str]) -> "jiwer.WordOutput":
+    """jiwer's alignment of the prediction with the nearest answer, both plain."""
     import jiwer
 
-    scores = []
-    for answer in answers:
-        found = jiwer.process_words(plain(answer), plain(prediction))
-        errors = found.substitutions + found.deletions + found.insertions
-        scores.append((errors, found.hits + found.substitutions + found.deletions))
-    return min(scores, key=lambda score: score[0] / score[1])
+    found = [jiwer.process_words(plain(answer), plain(prediction)) for answer in answers]
+    return min(found, key=lambda alignment: alignment.wer)
+
+
+def word_errors(prediction: str, answers: Sequence[str]) -> Score:
+    """Word errors and reference words against the nearest answer."""
+    found = align_words(prediction, answers)
+    errors = found.substitutions + found.deletions + found.insertions
+    return errors, found.hits + found.substitutions + found.deletions
 
 
 def exact(prediction: str, answers: Sequence[str]) -> Score:
@@ -43,10 +50,19 @@ def exact(prediction: str, answers: Sequence[str]) -> Score:
     return int(without_article(prediction) in {without_article(answer) for answer in answers}), 1
 
 
+def said_yes_no(prediction: str) -> str | None:
+    """The first "yes" or "no" of the prediction."""
+    return next((word for word in plain(prediction).split() if word in ("yes", "no")), None)
+
+
 def yes_no(prediction: str, answers: Sequence[str]) -> Score:
     """Right where the first "yes" or "no" of the prediction is an answer; no such word is wrong."""
-    said = next((word for word in plain(prediction).split() if word in ("yes", "no")), None)
-    return int(said in {plain(answer) for answer in answers}), 1
+    return int(said_yes_no(prediction) in {plain(answer) for answer in answers}), 1
+
+
+def is_right(metric: str, score: Score) -> bool:
+    """Whether a row's score leaves nothing to mend: no word error, or right."""
+    return score[0] == (0 if metric == "wer" else 1)
 
 
 METRICS: dict[str, Callable[[str, Sequence[str]], Score]] = {"wer": word_errors, "exact": exact, "yes_no": yes_no}

@@ -14,10 +14,19 @@ from mixlora.rows import Row
 
 
 class Answering(Protocol):
-    """What a run needs of a chat session."""
+    """What a run needs of a chat session, or of a reference system."""
 
     def answer_batch(self, rows: list[Row]) -> list[Any]:
         """One answer with a `text` for each row."""
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A row, what was answered, and its score."""
+
+    row: EvalRow
+    answer: str
+    score: Score
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,8 @@ class Result:
     interval: Interval
     """95 %."""
     seconds_per_row: float
+    graded: tuple[Graded, ...]
+    """The rows behind the figure, in the order of the file."""
 
     def record(self) -> dict[str, Any]:
         """What the JSON file holds."""
@@ -43,17 +54,18 @@ def evaluate(
 ) -> Iterable[Result]:
     """Yields the result of each task as soon as it is measured; says on stderr how far it is."""
     for (task, metric), rows in groups.items():
-        scores: list[Score] = []
+        graded: list[Graded] = []
         started = time.perf_counter()
         for first in range(0, len(rows), batch_size):
             batch = rows[first : first + batch_size]
             answers = session.answer_batch([row.question for row in batch])
             for row, answer in zip(batch, answers, strict=True):
-                scores.append(METRICS[metric](answer.text, row.answers))
-            _progress(f"{task}: {len(scores)} of {len(rows)} rows")
+                graded.append(Graded(row, answer.text, METRICS[metric](answer.text, row.answers)))
+            _progress(f"{task}: {len(graded)} of {len(rows)} rows")
         seconds = (time.perf_counter() - started) / len(rows)
         _progress("")
-        yield Result(task, len(rows), metric, total(scores), interval(metric, scores), seconds)
+        scores = [one.score for one in graded]
+        yield Result(task, len(rows), metric, total(scores), interval(metric, scores), seconds, tuple(graded))
 
 
 def _progress(message: str) -> None:
@@ -74,6 +86,15 @@ def line(result: Result) -> str:
         f"{result.task:<16} {result.n:>6}  {result.metric:<7} {100 * result.value:>6.1f}%   "
         f"{low + ' to ' + high:<16} {result.seconds_per_row:>7.3f}"
     )
+
+
+def printed(results: Iterable[Result]) -> list[Result]:
+    """The results as a list; the table's line of each is printed when it is there."""
+    shown = []
+    for result in results:
+        shown.append(result)
+        print(line(result), flush=True)
+    return shown
 
 
 def write_results(results: Iterable[Result], path: Path) -> None:

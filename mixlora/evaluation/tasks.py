@@ -1,13 +1,15 @@
 """Rows to evaluate on: a file of the user's, or the held-out splits that the preparation scripts write."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mixlora.evaluation.metrics import METRICS, plain
 from mixlora.rows import MEDIA_FIELDS, Row, RowError, question, read_objects
 
-FIELDS = {"task", "prompt", "answers", "metric", *MEDIA_FIELDS}
+LABELS = ("voice", "font", "style", "noise")
+"""Optional fields that say what a row is like; a report breaks figures down by them."""
+FIELDS = {"task", "prompt", "answers", "metric", *LABELS, *MEDIA_FIELDS}
 HELD_OUT = {
     "digits": "prepare_pictures.py",
     "numbers": "prepare_pictures.py",
@@ -16,6 +18,9 @@ HELD_OUT = {
     "spoken_letter": "prepare_speech.py",
     "spoken_words": "prepare_speech.py",
     "studio_prompts": "prepare_speech.py",
+    "game_voices": "prepare_game.py",
+    "game_joe": "prepare_game.py",
+    "game_scenes": "prepare_game.py",
     "pairs": "prepare_pairs.py",
 }
 """Built-in task -> the script of a checkout that writes its held-out split."""
@@ -29,6 +34,8 @@ class EvalRow:
     metric: str
     answers: tuple[str, ...]
     question: Row
+    labels: dict[str, str] = field(default_factory=dict)
+    """Those of `LABELS` that the row names."""
 
 
 class MissingSplit(FileNotFoundError):
@@ -60,7 +67,9 @@ def held_out(task: str) -> list[EvalRow]:
 
 
 def read_eval_rows(path: Path) -> list[EvalRow]:
-    """Rows `{"task"?, "prompt"?, "images"?, "audio"?, "answers", "metric"}`; the task is the file's name by default.
+    """Rows `{"task"?, "prompt"?, "images"?, "audio"?, "answers", "metric"}` and any of `LABELS`.
+
+    The task is the file's name by default.
 
     Raises:
         RowError: with the file and line of what is wrong.
@@ -70,8 +79,8 @@ def read_eval_rows(path: Path) -> list[EvalRow]:
 
 def _eval_row(row: dict[str, Any], path: Path, where: str) -> EvalRow:
     task, metric, answers = row.get("task", path.stem), row.get("metric"), row.get("answers")
-    if not isinstance(task, str) or not task:
-        raise RowError(f"{where}: task must be a string")
+    if not isinstance(task, str) or not task.strip() or not task.isprintable():  # it stands in a terminal's table
+        raise RowError(f"{where}: task must be a printable string, got {task!r}")
     if not isinstance(metric, str) or metric not in METRICS:
         raise RowError(f"{where}: metric must be one of {', '.join(METRICS)}, got {metric!r}")
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
@@ -81,7 +90,17 @@ def _eval_row(row: dict[str, Any], path: Path, where: str) -> EvalRow:
             raise RowError(f"{where}: answer {answer!r} has no word in it")
         if metric == "yes_no" and plain(answer) not in ("yes", "no"):
             raise RowError(f"{where}: metric yes_no needs the answer yes or no, got {answer!r}")
-    return EvalRow(task, metric, tuple(answers), question(row, path.parent, where, text_field="prompt"))
+    asked = question(row, path.parent, where, text_field="prompt")
+    return EvalRow(task, metric, tuple(answers), asked, _labels(row, where))
+
+
+def _labels(row: dict[str, Any], where: str) -> dict[str, str]:
+    """The labels that a row names."""
+    labels = {name: row[name] for name in LABELS if row.get(name) is not None}
+    for name, value in labels.items():
+        if not isinstance(value, str) or not value.strip():
+            raise RowError(f"{where}: {name} must be a string with something in it, got {value!r}")
+    return labels
 
 
 def select(data: Path | None, task: str | None, limit: int | None) -> dict[tuple[str, str], list[EvalRow]]:

@@ -3,9 +3,11 @@
 import pytest
 
 from mixlora.evaluation.metrics import (
+    align_words,
     bootstrap,
     exact,
     interval,
+    is_right,
     plain,
     total,
     wilson,
@@ -43,6 +45,16 @@ def test_word_errors_count_against_the_nearest_answer() -> None:
     assert word_errors("please fold line now", ["please hold the line"]) == (3, 4)
     assert word_errors("", ["two words"]) == (2, 2)
     assert word_errors("hello world", ["good bye", "Hello, big world."]) == (1, 3)
+
+
+def test_alignment_is_with_the_nearest_answer() -> None:
+    found = align_words("hello world", ["good bye", "Hello, big world."])
+    assert (found.hits, found.substitutions, found.deletions, found.insertions) == (2, 0, 1, 0)
+
+
+def test_right_is_no_error_or_a_hit() -> None:
+    assert is_right("wer", (0, 4)) and not is_right("wer", (1, 4))
+    assert is_right("exact", (1, 1)) and not is_right("yes_no", (0, 1))
 
 
 def test_total_weighs_rows_by_words() -> None:

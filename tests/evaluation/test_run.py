@@ -40,6 +40,7 @@ def test_figures(tmp_path: Path) -> None:
     results = list(evaluate(parrot, tasks.select(data, None, None), batch_size=3))
     assert [(r.task, r.metric, r.n, r.value) for r in results] == [("mine", "exact", 4, 0.75), ("hear", "wer", 2, 0.5)]
     assert parrot.sizes == [3, 1, 2]
+    assert [(one.answer, one.score) for one in results[0].graded] == [("5", (1, 1))] * 3 + [("6", (0, 1))]
     assert results[0].interval == pytest.approx((0.3006, 0.9544), abs=1e-4)
     assert len(line(results[0])) == len(heading()) and "75.0%" in line(results[0])
     write_results(results, tmp_path / "new" / "out.json")
@@ -65,10 +66,15 @@ def test_task_and_limit(tmp_path: Path) -> None:
         ({"metric": "bleu"}, "metric must be one of wer, exact, yes_no, got 'bleu'"),
         ({"metric": ["wer"]}, "metric must be one of"),
         ({"metric": "yes_no"}, "needs the answer yes or no"),
-        ({"task": 3}, "task must be a string"),
+        ({"task": 3}, "task must be a printable string, got 3"),
+        ({"task": "a\ud800"}, "task must be a printable string"),
+        ({"task": "a\x1b[2J"}, "task must be a printable string"),
         ({"text": "5"}, "unknown field text"),
         ({"prompt": None}, "nothing is asked"),
         ({"images": ["absent.png"]}, "no such file"),
+        ({"noise": 10}, "noise must be a string with something in it, got 10"),
+        ({"voice": " "}, "voice must be a string"),
+        ({"labels": {"voice": "Ann"}}, "unknown field labels"),
     ],
 )
 def test_bad_rows(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -76,6 +82,11 @@ def test_bad_rows(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(RowError, match="mine.jsonl, line 2: ") as caught:
         tasks.read_eval_rows(data)
     assert message in str(caught.value)
+
+
+def test_labels(tmp_path: Path) -> None:
+    data = write(tmp_path / "mine.jsonl", row("5", "5", voice="Ann", noise="10 dB"), row("5", "5", font=None))
+    assert [one.labels for one in tasks.read_eval_rows(data)] == [{"voice": "Ann", "noise": "10 dB"}, {}]
 
 
 def test_held_out_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

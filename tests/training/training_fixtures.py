@@ -17,6 +17,7 @@ def make_start(folder: Path) -> str:
     processor = tiny_processor()
     model = tiny_model()
     model.config.image_token_id, model.config.audio_token_id = processor.image_token_id, processor.audio_token_id
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return str(folder)
