@@ -1,4 +1,4 @@
-"""Write build/data/text.jsonl: dictionary text, short chats, the studio prompts' texts and little exercises.
+"""Write build/data/text.jsonl (dictionary text, short chats, studio prompts, exercises) and copy.jsonl (copying).
 
 Run: python scripts/prepare_text.py     (after scripts/fetch.py)
 """
@@ -23,6 +23,7 @@ from common import (
     SEED,
     TRANSCRIBE_PROMPTS,
     chat_row,
+    plain,
     run_main,
     sentence,
     train_sentences,
@@ -152,6 +153,22 @@ def exercise_rows(rng: random.Random, sentences: list[str], count: int) -> Itera
         )
 
 
+def copy_rows(rng: random.Random, sentences: list[str], words: list[str], count: int) -> Iterator[Row]:
+    """Dense practice in copying: mostly words in no order, which nothing but looking back can repeat; some misheard.
+
+    A small decoder does not learn to look back from text alone, and transcribing is little else.
+    """
+    for _ in range(count):
+        if rng.random() < 0.7:
+            said = " ".join(rng.choices(words, k=rng.choice([1, 2, 2, 3, 3, 4, 5, 6, 8, 10])))
+            said = sentence(said) if rng.random() < 0.5 else said
+        else:
+            said = rng.choice(sentences)
+        heard = misheard(said, rng) if rng.random() < 0.2 else said
+        ask = rng.choice(["Repeat this: {}", "{} Say it again.", *("{} " + prompt for prompt in TRANSCRIBE_PROMPTS)])
+        yield chat_row("copy", said, ask.format(heard))
+
+
 def chat_rows(rng: random.Random, times: int) -> Iterator[Row]:
     """Every question of CHATS, several times, with one of its answers, sometimes lower case or without its mark."""
     for _ in range(times):
@@ -175,6 +192,11 @@ def main() -> None:
     rng.shuffle(rows)
     write_jsonl(DATA / "text_held_out.jsonl", rows[:300])
     write_jsonl(DATA / "text.jsonl", rows[300:])
+    short = [e for e in examples if len(e) <= 60]
+    words = sorted({word for _, word, *_ in entries if word.islower() and good_word(word) and " " not in word})
+    spoken = [word for text in prompts for word in plain(text).split()]
+    words += spoken * (len(words) // len(spoken))  # half of them as often as the studio voice says them
+    write_jsonl(DATA / "copy.jsonl", copy_rows(rng, short, words, 40000))
 
 
 if __name__ == "__main__":
