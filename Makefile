@@ -20,12 +20,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("mixlora needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name another one with PYTHON=...") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || { echo "==> making a virtual environment in .venv"; $(PYTHON) -m venv .venv; }
 	@echo "==> installing mixlora and its dependencies into .venv (torch is large: the first time takes some minutes)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev,train,report]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev,train,report,data]'
 	@touch $@
 	@echo "==> installed"
 
 chat: $(STAMP)
-	@test -f mixlora/default/config.json || { echo "this revision has no embedded checkpoint; make default trains it (hours on two cores)"; exit 1; }
 	@echo "==> four kinds of rows in one batch, from $(SAMPLES)"
 	@HF_HUB_OFFLINE=1 $(BIN)/mixlora chat --batch $(SAMPLES)
 

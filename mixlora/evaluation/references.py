@@ -1,5 +1,6 @@
 """Systems that others made, measured on the same files; each needs a package of the extra `references`."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,7 +25,7 @@ class Said:
     text: str
 
 
-class Reference:
+class Reference(ABC):
     """A system that answers some tasks, once it is loaded."""
 
     name: str
@@ -32,17 +33,17 @@ class Reference:
     """What it imports."""
 
     @classmethod
+    @abstractmethod
     def applies(cls, task: str, metric: str, rows: Sequence[EvalRow]) -> bool:
         """Whether the task asks for what the system does, in every row."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self) -> None:
         """Loads what `answer` needs; apart from it, so that seconds per row count answers alone."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer(self, row: Row) -> str:
         """The system's answer to a row that it applies to."""
-        raise NotImplementedError
 
     def answer_batch(self, rows: list[Row]) -> list[Said]:
         """One answer a row, so that a reference is measured as a chat session is."""

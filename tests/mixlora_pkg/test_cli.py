@@ -166,7 +166,6 @@ def test_samples_are_whole() -> None:
     assert all(clip.name in attribution for clip in SAMPLES.glob("*.flac"))
 
 
-@pytest.mark.skipif(not (DEFAULT / "config.json").is_file(), reason="no embedded checkpoint")
 def test_the_embedded_model_answers_the_samples(capsys: pytest.CaptureFixture[str]) -> None:
     run("chat", "--batch", str(SAMPLES / "rows.jsonl"), "--json")
     texts = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]

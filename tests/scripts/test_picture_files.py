@@ -125,7 +125,6 @@ def test_save_scene_picks_the_smaller_file(files: ModuleType, tmp_path: Path) ->
 
 
 def test_draw_svg_gives_a_trimmed_cut_out_in_any_unit(files: ModuleType) -> None:
-    pytest.importorskip("resvg_py")
     body = 'viewBox="0 0 100 100"><rect x="25" y="0" width="50" height="100" fill="#f00"/></svg>'
     for size in ("100", "100pt"):  # a size in points needs a resolution
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="{size}" height="{size}" {body}'
