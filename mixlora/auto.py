@@ -39,21 +39,25 @@ class _LazyClass:
 
 def _register_configurations(auto: ModuleType) -> None:
     config = import_module(_OURS + _CONFIG)
-    for config_class in (config.MixLoraTextConfig, config.MixLoraConfig):
+    for config_class in (config.MixLoraTextConfig, config.MixLoraConfig, config.Phi4MMConfig):
         auto.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
 
 
 def _register_models(auto: ModuleType) -> None:
-    config_class = import_module(_OURS + _CONFIG).MixLoraConfig
+    config = import_module(_OURS + _CONFIG)
     loaded = sys.modules.get(_OURS + "modeling_mixlora")
     for auto_name, class_name in _MODEL_CLASSES.items():
         model_class = getattr(loaded, class_name, None) or _LazyClass(class_name)
-        getattr(auto, auto_name)._model_mapping.register(config_class, model_class, exist_ok=True)
+        for config_class in (config.MixLoraConfig, config.Phi4MMConfig):
+            getattr(auto, auto_name)._model_mapping.register(config_class, model_class, exist_ok=True)
 
 
 def _register_processor(auto: ModuleType) -> None:
+    config = import_module(_OURS + _CONFIG)
     processor_class = import_module(_OURS + "processing_mixlora").MixLoraProcessor
-    auto.AutoProcessor.register(import_module(_OURS + _CONFIG).MixLoraConfig, processor_class, exist_ok=True)
+    auto.AutoProcessor.register(config.MixLoraConfig, processor_class, exist_ok=True)
+    phi4_class = import_module(_OURS + "processing_phi4").Phi4MMProcessor
+    auto.AutoProcessor.register(config.Phi4MMConfig, phi4_class, exist_ok=True)
 
 
 def _register_image_processor(auto: ModuleType) -> None:
@@ -72,7 +76,7 @@ def _register_audio_processor(auto: ModuleType) -> None:
 _REGISTRATIONS: dict[str, tuple[Callable[[ModuleType], None], tuple[str, ...]]] = {
     "configuration_auto": (_register_configurations, (_CONFIG,)),
     "modeling_auto": (_register_models, (_CONFIG, "modeling_mixlora")),
-    "processing_auto": (_register_processor, (_CONFIG, "processing_mixlora")),
+    "processing_auto": (_register_processor, (_CONFIG, "processing_mixlora", "processing_phi4")),
     "image_processing_auto": (_register_image_processor, (_CONFIG, "image_processing_mixlora")),
     "feature_extraction_auto": (_register_audio_processor, (_CONFIG, "audio_processing_mixlora")),
 }

@@ -192,6 +192,55 @@ def train(
     run_recipe(recipe, output, overrides or [])
 
 
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="Checkpoint folder.")]
+Destination = Annotated[Path, typer.Argument(metavar="DST", help="A new or empty folder.")]
+
+
+@app.command("convert")
+def convert_command(source: Source, destination: Destination) -> None:
+    """Turn Phi-4-Multimodal, in Microsoft's or transformers' layout, into a checkpoint of ours, tensor by tensor."""
+    from mixlora.checkpoints.convert import convert
+
+    for name in convert(source, destination):
+        print(f"not used: {name}", file=sys.stderr)
+    print(f"wrote {destination}")
+
+
+@export_app.command("phi4")
+def export_phi4_command(source: Source, destination: Destination) -> None:
+    """Write Microsoft's layout of Phi-4-Multimodal (model type phi4mm)."""
+    from mixlora.checkpoints.convert import export_phi4
+
+    export_phi4(source, destination)
+    print(f"wrote {destination}")
+
+
+@export_app.command("transformers")
+def export_transformers_command(source: Source, destination: Destination) -> None:
+    """Write transformers' layout of Phi-4-Multimodal, adapters in vision-lora and speech-lora."""
+    from mixlora.checkpoints.convert import export_transformers
+
+    export_transformers(source, destination)
+    print(f"wrote {destination}")
+
+
+@export_app.command("vllm")
+def export_vllm_command(source: Source, destination: Destination) -> None:
+    """Write what vLLM's Phi4MMForCausalLM needs, and print the command that serves it."""
+    from mixlora.checkpoints.convert import export_vllm
+
+    print(export_vllm(source, destination))
+
+
+@export_app.command("peft")
+def export_peft_command(source: Source, destination: Destination) -> None:
+    """Write each adapter as a PEFT folder, which PeftModel.from_pretrained loads on the plain decoder."""
+    from mixlora.checkpoints.convert import export_peft
+
+    for name in export_peft(source, destination):
+        print(f"wrote {destination / name}")
+
+
 @export_app.command("code")
 def export_code_command(
     source: Annotated[Path, typer.Argument(help="Checkpoint folder.")],

@@ -133,9 +133,13 @@ class MixLoraAudioProcessor(FeatureExtractionMixin):
         mels = [self.log_mel(clip) for clip in clips]
         frames = max(len(mel) for mel in mels)
         features = torch.stack([torch.nn.functional.pad(mel, (0, 0, 0, frames - len(mel))) for mel in mels])
-        real = torch.tensor([-(-len(clip) // self.hop_length) for clip in clips])
+        real = torch.tensor([self.real_frames(len(clip)) for clip in clips])
         mask = (torch.arange(frames) < real[:, None]).long()
         return BatchFeature({"input_features": features, "input_features_mask": mask}, tensor_type=return_tensors)
+
+    def real_frames(self, samples: int) -> int:
+        """Mel frames of a clip of `samples` that are not padding."""
+        return -(-samples // self.hop_length)
 
     def log_mel(self, clip: np.ndarray) -> torch.Tensor:
         """`[frames, mels]` of a clip `[samples]` at 16 kHz, frames a multiple of the window."""

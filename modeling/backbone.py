@@ -13,11 +13,12 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mixlora import MixLoraConfig
 from .decoder import RoutedDecoder, RoutedPreTrainedModel
-from .projectors import Projector, project_each, stack_frames
+from .projectors import Projector, SeparatorProjector, project_each, stack_frames
+from .rope_switch import keep, kept_layer, must_rebuild_all, replace_rows, stale_rows
 from .routed_lora import Route, RoutedLinear
 from .router import ModalityRouter
 from .splicing import owner_rows, splice
-from .towers import SpeechTower, VisionTower
+from .towers import build_speech_tower, build_vision_tower
 
 
 @dataclass
@@ -39,6 +40,13 @@ class MixLoraPreTrainedModel(RoutedPreTrainedModel):
     config_class = MixLoraConfig
     input_modalities = ("image", "audio", "text")
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, SeparatorProjector):
+            nn.init.zeros_(module.row_separator)
+            nn.init.zeros_(module.global_separator)
+
 
 class MixLoraModel(MixLoraPreTrainedModel):
     """Towers, projectors and the routed decoder, without the head."""
@@ -50,13 +58,15 @@ class MixLoraModel(MixLoraPreTrainedModel):
         self.language_model = RoutedDecoder(text)
         self.router = ModalityRouter(config)
         if config.vision_config is not None:
-            self.vision_tower = VisionTower(config)
-            self.vision_projector = Projector(self.vision_tower.feature_size, hidden, text.hidden_size)
+            self.vision_tower = build_vision_tower(config)
+            kind = SeparatorProjector if self.vision_tower.separators else Projector
+            size = self.vision_tower.feature_size
+            self.vision_projector = kind(size, hidden, text.hidden_size, config.projector_norm)
         if config.speech_config is not None:
-            self.speech_tower = SpeechTower(config)
-            size = self.speech_tower.feature_size * config.speech_stack
+            self.speech_tower = build_speech_tower(config)
+            sizes = (self.speech_tower.feature_size * config.speech_stack, hidden, text.hidden_size)
             self.speech_projector = nn.ModuleDict(
-                {name: Projector(size, hidden, text.hidden_size) for name in ("speech", "vision_speech")}
+                {name: Projector(*sizes, config.projector_norm) for name in ("speech", "vision_speech")}
             )
         for name, spec in config.adapters.items():
             self._add_adapter(name, spec)
@@ -89,10 +99,19 @@ class MixLoraModel(MixLoraPreTrainedModel):
                     child.eval()
         return self
 
-    def encode_vision(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        """Tower features of each picture, `[tokens, size]`, from `pixel_values` `[crops, 3, height, width]`."""
+    def encode_vision(
+        self,
+        pixel_values: torch.Tensor,
+        image_sizes: torch.Tensor | None = None,
+        image_attention_mask: torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
+        """Tower features of each picture, `[tokens, size]`, from `pixel_values` `[crops, 3, height, width]`.
+
+        `image_sizes` `[images, 2]` and `image_attention_mask` `[crops, patches_h, patches_w]` are for towers that take
+        several crops a picture.
+        """
         self._require("vision_tower", "pixel_values")
-        return list(self.vision_tower(pixel_values))
+        return list(self.vision_tower(pixel_values, image_sizes, image_attention_mask))
 
     def encode_speech(
         self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None
@@ -111,16 +130,18 @@ class MixLoraModel(MixLoraPreTrainedModel):
         self,
         pixel_values: torch.Tensor | None = None,
         image_sizes: torch.Tensor | None = None,
+        image_attention_mask: torch.Tensor | None = None,
         features: list[torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> MediaOutput:
         """`pooler_output`: for each picture its embeddings `[tokens, width]`.
 
         Args:
-            pixel_values: `[crops, 3, height, width]`.
+            pixel_values, image_sizes, image_attention_mask: see [`encode_vision`].
             features: tower features of each picture in place of `pixel_values`.
         """
-        features = self.encode_vision(pixel_values) if features is None else features
+        if features is None:
+            features = self.encode_vision(pixel_values, image_sizes, image_attention_mask)
         return MediaOutput(pooler_output=project_each(self.vision_projector, features))
 
     def get_audio_features(
@@ -156,6 +177,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
         input_ids: torch.Tensor,
         pixel_values: torch.Tensor | None = None,
         image_sizes: torch.Tensor | None = None,
+        image_attention_mask: torch.Tensor | None = None,
         input_features: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
@@ -172,7 +194,8 @@ class MixLoraModel(MixLoraPreTrainedModel):
         result: dict[str, MediaOutput] = {}
         image = given.get("image")
         if pixel_values is not None or given.get("image_features"):
-            image = self.get_image_features(pixel_values, image_sizes, given.get("image_features"))
+            features = given.get("image_features")
+            image = self.get_image_features(pixel_values, image_sizes, image_attention_mask, features)
         sizes = [len(item) for item in image.pooler_output] if image else []
         image_rows = owner_rows(self._placeholders(input_ids, self.config.image_token_id), sizes, "image")
         if image:
@@ -224,7 +247,6 @@ class MixLoraModel(MixLoraPreTrainedModel):
             adapter_ids = self.router(input_ids)
         return Route.from_adapter_ids(adapter_ids, self.router.names, masked=torch.compiler.is_compiling())
 
-    @capture_outputs
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -234,6 +256,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_sizes: torch.Tensor | None = None,
+        image_attention_mask: torch.Tensor | None = None,
         input_features: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
@@ -248,7 +271,13 @@ class MixLoraModel(MixLoraPreTrainedModel):
         route = self.route(adapter_ids, input_ids, past_key_values)
         if inputs_embeds is None:
             media = self.encode_media(
-                input_ids, pixel_values, image_sizes, input_features, input_features_mask, mm_encoder_outputs
+                input_ids,
+                pixel_values=pixel_values,
+                image_sizes=image_sizes,
+                image_attention_mask=image_attention_mask,
+                input_features=input_features,
+                input_features_mask=input_features_mask,
+                mm_encoder_outputs=mm_encoder_outputs,
             )
             inputs_embeds = self.embed(input_ids, media)
         elif pixel_values is not None or input_features is not None or mm_encoder_outputs:
@@ -257,8 +286,30 @@ class MixLoraModel(MixLoraPreTrainedModel):
             past_key_values = None if self.training else DynamicCache(config=self.config.text_config)
         if position_ids is None:
             position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
-        if row_lengths is None:
-            row_lengths = position_ids.amax(dim=-1) + 1
+        so_far = position_ids.amax(dim=-1) + 1
+        row_lengths = so_far if row_lengths is None else torch.maximum(row_lengths.to(so_far.device), so_far)
+        if not torch.compiler.is_compiling():  # `generate` has done so before a compiled step
+            self.rebuild_cache(past_key_values, attention_mask, row_lengths, adapter_ids)
+        outputs = self._decode(
+            inputs_embeds, route, attention_mask, position_ids, past_key_values, row_lengths, **kwargs
+        )
+        rotary = self.language_model.rotary_emb
+        if past_key_values is not None and rotary.varies:
+            layers = self.config.text_config.num_hidden_layers
+            keep(past_key_values, layers, inputs_embeds, rotary.is_long(row_lengths))
+        return outputs
+
+    @capture_outputs  # not on `forward`: what rebuilds a cache must not be captured
+    def _decode(
+        self,
+        inputs_embeds: torch.Tensor,
+        route: Route,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor,
+        past_key_values: Cache | None,
+        row_lengths: torch.Tensor,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
         mask = create_causal_mask(
             config=self.config.text_config,
             inputs_embeds=inputs_embeds,
@@ -270,6 +321,45 @@ class MixLoraModel(MixLoraPreTrainedModel):
             inputs_embeds, route, position_ids, mask, past_key_values, row_lengths, **kwargs
         )
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+
+    def rebuild_cache(
+        self,
+        past_key_values: Cache | None,
+        attention_mask: torch.Tensor | None,
+        row_lengths: torch.Tensor,
+        adapter_ids: torch.Tensor | None = None,
+    ) -> None:
+        """Computes the cached past of rows again whose rotary factors change by growing to `row_lengths` `[batch]`.
+
+        `forward` does so by itself, unless it is compiled. See [`rope_switch`].
+
+        Args:
+            attention_mask: `[batch, length]`, of the past at least; None where all tokens are real.
+
+        Raises:
+            ValueError: a row must be rebuilt, but the mask is not of that shape, or the cache lacks its embeddings.
+        """
+        rotary, layers = self.language_model.rotary_emb, self.config.text_config.num_hidden_layers
+        past = int(past_key_values.get_seq_length()) if past_key_values is not None and rotary.varies else 0
+        if past_key_values is None or not past:
+            return
+        is_long = rotary.is_long(row_lengths)
+        rows = stale_rows(past_key_values, layers, past, is_long, always=rotary.rope_type == "dynamic")
+        if not len(rows):
+            return
+        if attention_mask is not None and attention_mask.dim() != 2:
+            raise ValueError(
+                f"row {int(rows[0])} passes {rotary.original_length} tokens: a mask [batch, length] is needed"
+            )
+        if must_rebuild_all(past_key_values, layers):
+            rows = torch.arange(len(is_long), device=is_long.device)
+        kept = kept_layer(past_key_values, layers).keys
+        embeds = kept[rows.to(kept.device), 0, :past].to(is_long.device)
+        mask = None if attention_mask is None else attention_mask[rows, :past]
+        route = Route() if adapter_ids is None else Route.from_adapter_ids(adapter_ids[rows], self.router.names)
+        fresh = DynamicCache(config=self.config.text_config)
+        self._decode(embeds, route, mask, self._positions(embeds, mask, None), fresh, row_lengths[rows])
+        replace_rows(past_key_values, fresh, layers, rows, is_long[rows])
 
     @staticmethod
     def _positions(

@@ -26,9 +26,44 @@ CHAT_TEMPLATE = """
 {%- endfor -%}
 {%- if add_generation_prompt -%}<|assistant|>{%- endif -%}
 """.strip()
+# In front of a template that takes strings alone, such as Microsoft's: parts, calls and tools are written into
+# content. It is done in the template, so that placeholders are told from text that a user typed.
+_PARTS_AS_TEXT = """
+{%- set flat = namespace(messages=[]) -%}
+{%- if tools and (not messages or messages[0]['role'] != 'system') -%}
+{%- set flat.messages = [{'role': 'system', 'content': '', 'tools': tools | tojson}] -%}
+{%- endif -%}
+{%- for message in messages -%}
+{%- set content -%}
+{%- if message['content'] is string -%}{{ message['content'] }}
+{%- else -%}{%- for part in message['content'] or [] -%}
+{%- if part['type'] == 'text' -%}{{ part['text'] }}
+{%- elif part['type'] == 'image' -%}<|image|>
+{%- elif part['type'] == 'audio' -%}<|audio|>
+{%- endif -%}{%- endfor -%}{%- endif -%}
+{%- if message['tool_calls'] -%}<|tool_call|>{{ message['tool_calls'] | tojson }}<|/tool_call|>{%- endif -%}
+{%- endset -%}
+{%- set message = dict(message, content=content) -%}
+{%- if tools and loop.first and message['role'] == 'system' and not message['tools'] -%}
+{%- set message = dict(message, tools=tools | tojson) -%}
+{%- endif -%}
+{%- set flat.messages = flat.messages + [message] -%}
+{%- endfor -%}
+{%- set messages = flat.messages -%}
+""".strip()
 ROLES = ("system", "user", "assistant", "tool")
 TEMPLATE_TOKENS = ("<|end|>", "<|/tool|>", "<|tool_call|>", "<|/tool_call|>", *(f"<|{role}|>" for role in ROLES))
 SOURCES = ("path", "base64")  # besides the kind itself, as in {"type": "image", "image": ...}
+
+
+def with_parts(template: str, image_token: str = "<|image|>", audio_token: str = "<|audio|>") -> str:
+    """A template that reads parts: `template` itself, or one that takes strings alone, made to.
+
+    A template that reads parts has to look at their "type".
+    """
+    if "type" in template:
+        return template
+    return _PARTS_AS_TEXT.replace("<|image|>", image_token).replace("<|audio|>", audio_token) + template
 
 
 def checked_message(message: Any, where: str, bare: bool = False) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+from .phi4_config import from_phi4
+
 MODALITIES = ("text", "vision", "speech", "vision_speech")
 PHI4_ROUTING = {"text": None, "vision": "vision", "speech": "speech", "vision_speech": "vision"}
 ADAPTER_FIELDS = {"r", "alpha", "dropout", "target_modules"}
@@ -72,6 +74,9 @@ class MixLoraTextConfig(PreTrainedConfig):
 class MixLoraConfig(PreTrainedConfig):
     """A frozen decoder with a vision tower, a speech tower, and one LoRA adapter a route.
 
+    `from_pretrained` and `from_dict` also read both layouts of Phi-4-Multimodal's config (model types `phi4mm` and
+    `phi4_multimodal`).
+
     Args:
         text_config: the decoder, a [`MixLoraTextConfig`].
         vision_config: any transformers vision encoder (`timm_wrapper` included), or None.
@@ -88,6 +93,7 @@ class MixLoraConfig(PreTrainedConfig):
         vision_feature_size: width of the joined features. Taken from the tower where it tells.
         speech_stack: neighbouring encoder frames joined into one token.
         projector_hidden_size: width of the projectors' hidden layer; the decoder's width by default.
+        projector_norm: whether the projectors begin with a LayerNorm.
         base_model: `{"name_or_path", "revision", "sha256"}` of the decoder, where the checkpoint does not hold it.
     """
 
@@ -111,8 +117,18 @@ class MixLoraConfig(PreTrainedConfig):
     vision_feature_size: int | None = None
     speech_stack: int = 4
     projector_hidden_size: int | None = None
+    projector_norm: bool = True
     tie_word_embeddings: bool = True
     base_model: dict[str, Any] | None = None
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        config, unused = super().get_config_dict(*args, **kwargs)
+        return from_phi4(config), unused
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        return super().from_dict(from_phi4(config_dict), **kwargs)
 
     def __post_init__(self, **kwargs):
         self.adapters = {
@@ -139,3 +155,14 @@ class MixLoraConfig(PreTrainedConfig):
                 raise ValueError(f"adapters[{name!r}]: unknown {sorted(wrong)}, expected {sorted(ADAPTER_FIELDS)}")
             if not isinstance(spec.get("r"), int) or spec["r"] < 1:
                 raise ValueError(f"adapters[{name!r}]: r must be an integer above 0, got {spec.get('r')!r}")
+
+
+@strict
+class Phi4MMConfig(MixLoraConfig):
+    """Lets the Auto classes read Microsoft's config, model type `phi4mm`: what they get is a [`MixLoraConfig`]."""
+
+    model_type = "phi4mm"
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        return MixLoraConfig.from_dict(config_dict, **kwargs)

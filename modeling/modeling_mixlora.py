@@ -16,8 +16,13 @@ from .backbone import MediaOutput, MixLoraModel, MixLoraPreTrainedModel
 from .base_checkpoint import checkpoint_folder, describe_base, is_base_tensor, load_base, load_weights
 from .configuration_mixlora import MixLoraConfig
 from .parts import Part, build
+from .phi4_checkpoint import ADAPTER_FOLDERS, load_phi4, phi4_layout
 from .router import ModalityRouter
 
+MEDIA = (
+    *("pixel_values", "image_sizes", "image_attention_mask"),
+    *("input_features", "input_features_mask", "mm_encoder_outputs"),
+)
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -62,21 +67,39 @@ class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, GenerationMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers. Where the config names a base, the decoder is read from there and its sum is checked.
 
+        Both layouts of Phi-4-Multimodal load as they lie on the hub: Microsoft's shards, and transformers' own layout
+        with the folders `vision-lora` and `speech-lora`.
+
         Raises:
-            ValueError: the base's weights are not those that the checkpoint names.
+            ValueError: the base's weights are not those that the checkpoint names; or a Phi-4 checkpoint lacks
+                tensors, or holds a `lora_B` of zeros.
         """
         name, config = pretrained_model_name_or_path, kwargs.get("config")
-        if name is not None and (config is None or isinstance(config, str | Path)):
-            hub = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
+        if name is None:
+            return super().from_pretrained(name, *args, **kwargs)
+        hub = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
+        if config is None or isinstance(config, str | Path):
             config = cls.config_class.from_pretrained(config or name, **hub)
-        if name is None or not config.base_model:
+        layout = phi4_layout(name, hub)
+        if layout is None and not config.base_model:
             return super().from_pretrained(name, *args, **kwargs)
         folder = checkpoint_folder(name, kwargs.pop("revision", None))
-        kwargs |= {"config": config, "state_dict": load_base(config.base_model) | load_weights(folder)}
-        model = super().from_pretrained(None, *args, **kwargs)
+        if layout is None:
+            state = load_base(config.base_model) | load_weights(folder)
+        else:
+            state = load_phi4(folder, layout)
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs |= {"config": config, "state_dict": state, "output_loading_info": True}
+        model, info = super().from_pretrained(None, *args, **kwargs)
+        if layout is not None:
+            if info["missing_keys"]:
+                raise ValueError(f"{folder} lacks tensors of this model: {sorted(info['missing_keys'])[:5]}")
+            for adapter, subfolder in ADAPTER_FOLDERS.items():
+                if adapter not in config.adapters and (folder / subfolder).is_dir():
+                    model.load_adapter(folder / subfolder, adapter)
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
-        return model
+        return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """As in transformers; the decoder is left out where the config names a base."""
@@ -105,11 +128,15 @@ class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, GenerationMixin):
         return self.model.get_audio_features(*args, **kwargs)
 
     def parameter_groups(self) -> dict[str, list[str]]:
-        """Names of all parameters by the groups that a training stage names."""
+        """Names of all parameters by the groups that a training stage names; `vision_tower.unused` never act."""
         groups: dict[str, list[str]] = {}
+        tower = getattr(self.model, "vision_tower", None)
+        unused = tuple(f"model.vision_tower.{prefix}" for prefix in tower.unused()) if tower is not None else ()
         for name, _ in self.named_parameters():
             parts = name.removeprefix("model.").split(".")
-            if len(parts) > 2 and parts[-3] in ("lora_A", "lora_B"):
+            if name.startswith(unused):
+                group = "vision_tower.unused"
+            elif len(parts) > 2 and parts[-3] in ("lora_A", "lora_B"):
                 group = f"adapter.{parts[-2]}"
             elif parts[0] in ("language_model", "lm_head"):
                 group = "decoder"
@@ -125,6 +152,7 @@ class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, GenerationMixin):
         if kwargs:
             raise ValueError(f"load_adapter takes a folder and adapter_name, not {sorted(kwargs)}")
         load_adapter(self, peft_model_id, adapter_name)
+        self.train(self.training)  # new dropouts come in training mode
 
     def save_adapter(self, folder: str | Path, adapter_name: str) -> None:
         """Writes an adapter as a PEFT folder, which `PeftModel.from_pretrained` loads on the plain decoder."""
@@ -153,6 +181,7 @@ class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, GenerationMixin):
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_sizes: torch.Tensor | None = None,
+        image_attention_mask: torch.Tensor | None = None,
         input_features: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
@@ -169,11 +198,13 @@ class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, GenerationMixin):
             input_ids, attention_mask: `[batch, length]`.
             pixel_values: `[crops, 3, height, width]` of all pictures in order of appearance.
             image_sizes: `[images, 2]`, height and width.
+            image_attention_mask: `[crops, patches_h, patches_w]`, 0 at patches of padding (Phi-4's towers).
             input_features: mel frames `[clips, frames, mels]` of all clips in order of appearance.
             input_features_mask: `[clips, frames]`.
             mm_encoder_outputs: media encoded before, see [`MixLoraModel.encode_media`].
             adapter_ids: `[batch]`, index into `router.names`, -1 for the base; the router's choice by default.
-            row_lengths: `[batch]`, real tokens of each row; picks LongRoPE's factors.
+            row_lengths: `[batch]`, real tokens of each row, those to come included; picks LongRoPE's factors. Those so
+                far by default.
             labels: `[batch, length]`, -100 where nothing is learnt.
             logits_to_keep: the last n positions, or positions as a tensor; 0 for all.
         """
@@ -185,6 +216,7 @@ class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             image_sizes=image_sizes,
+            image_attention_mask=image_attention_mask,
             input_features=input_features,
             input_features_mask=input_features_mask,
             mm_encoder_outputs=mm_encoder_outputs,
@@ -219,12 +251,45 @@ class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, GenerationMixin):
             seen = past.get_seq_length() if past is not None else 0
             if kwargs.get("adapter_ids") is None:
                 kwargs["adapter_ids"] = self.router(input_ids)
-            names = ("pixel_values", "image_sizes", "input_features", "input_features_mask", "mm_encoder_outputs")
-            media = {name: kwargs.pop(name, None) for name in names}
+            media = {name: kwargs.pop(name, None) for name in MEDIA}
             if encoded := self.model.encode_media(input_ids[:, seen:], **media):
                 kwargs["mm_encoder_outputs"] = encoded
             kwargs["suppress_tokens"] = self._suppressed(kwargs)
+            mask = kwargs.get("attention_mask")
+            if self.model.language_model.rotary_emb.varies and mask is not None and mask.dim() == 2:
+                # so that the first chunk of a long prompt already takes the long factors
+                kwargs.setdefault("row_lengths", mask.sum(-1))
         return super().generate(input_ids, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As in transformers, after the cache of rows that pass LongRoPE's switch was rebuilt.
+
+        `forward` does so too, but not where it is compiled.
+        """
+        may_compile = past_key_values is not None and past_key_values.is_compileable
+        if may_compile and attention_mask is not None and attention_mask.dim() == 2:
+            lengths = attention_mask.sum(-1)
+            if kwargs.get("row_lengths") is not None:
+                lengths = torch.maximum(lengths, kwargs["row_lengths"])
+            self.model.rebuild_cache(past_key_values, attention_mask, lengths, kwargs.get("adapter_ids"))
+        return super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
 
     def _suppressed(self, kwargs: dict[str, Any]) -> list[int] | None:
         """Tokens that are never an answer: a placeholder would ask for media that are not there."""

@@ -1,6 +1,7 @@
 """Conversations of text, pictures and speech to model inputs, rows of any kind together."""
 
 import numbers
+from pathlib import Path
 from typing import Any
 
 from transformers.feature_extraction_utils import BatchFeature
@@ -39,7 +40,7 @@ class MixLoraProcessor(ProcessorMixin):
         Raises:
             ValueError: no tokenizer, or one that lacks a control token.
         """
-        self.image_token, self.audio_token = "<|image|>", "<|audio|>"
+        self.image_token, self.audio_token = self._placeholders(tokenizer)
         chat_template = chat_template or CHAT_TEMPLATE
         self._check_tokenizer(tokenizer, TEMPLATE_TOKENS if chat_template == CHAT_TEMPLATE else ())
         if "padding_side" not in tokenizer.init_kwargs:
@@ -53,6 +54,21 @@ class MixLoraProcessor(ProcessorMixin):
             tokenizer,
             chat_template=chat_template,
         )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. Both layouts of Phi-4-Multimodal's processor give a [`Phi4MMProcessor`]."""
+        from .processing_phi4 import Phi4MMProcessor, is_phi4_processor  # it builds upon this module
+
+        name = pretrained_model_name_or_path
+        if cls is MixLoraProcessor and is_phi4_processor(name, *args, **kwargs):
+            return Phi4MMProcessor.from_pretrained(name, *args, **kwargs)
+        return super().from_pretrained(name, *args, **kwargs)
+
+    @staticmethod
+    def _placeholders(tokenizer: Any) -> tuple[str, str]:
+        """Placeholders of a picture and of a clip."""
+        return "<|image|>", "<|audio|>"
 
     def _check_tokenizer(self, tokenizer: Any, template_tokens: tuple[str, ...]) -> None:
         if tokenizer is None:

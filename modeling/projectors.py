@@ -5,17 +5,35 @@ from torch import nn
 
 
 class Projector(nn.Module):
-    """LayerNorm, then a two-layer MLP with GELU (LLaVA-1.5, arXiv 2310.03744, section 3.1, with a norm in front)."""
+    """A two-layer MLP with GELU (LLaVA-1.5, arXiv 2310.03744, section 3.1), with or without a LayerNorm in front."""
 
-    def __init__(self, feature_size: int, hidden_size: int, output_size: int):
+    def __init__(self, feature_size: int, hidden_size: int, output_size: int, norm: bool = True):
         super().__init__()
-        self.norm = nn.LayerNorm(feature_size)
+        self.norm = nn.LayerNorm(feature_size) if norm else nn.Identity()
         self.up = nn.Linear(feature_size, hidden_size)
         self.down = nn.Linear(hidden_size, output_size)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`[..., feature_size]` -> `[..., output_size]`."""
         return self.down(nn.functional.gelu(self.up(self.norm(features))))
+
+
+class SeparatorProjector(Projector):
+    """Puts learned separators at flagged places, then projects (Phi-4-Multimodal).
+
+    The last two columns of a feature are flags: the end of a row, and the border before the global view. The shapes of
+    the separators are those of the released checkpoint.
+    """
+
+    def __init__(self, feature_size: int, hidden_size: int, output_size: int, norm: bool = True):
+        super().__init__(feature_size, hidden_size, output_size, norm)
+        self.row_separator = nn.Parameter(torch.zeros(1, 1, 1, feature_size))
+        self.global_separator = nn.Parameter(torch.zeros(1, 1, feature_size))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """`[..., feature_size + 2]` -> `[..., output_size]`."""
+        separators = torch.stack([self.row_separator.flatten(), self.global_separator.flatten()])
+        return super().forward(features[..., :-2] + features[..., -2:] @ separators)
 
 
 def stack_frames(features: torch.Tensor, stack: int) -> torch.Tensor:

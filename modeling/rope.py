@@ -19,8 +19,8 @@ def default_frequencies(config: MixLoraTextConfig) -> torch.Tensor:
 class RotaryEmbedding(nn.Module):
     """cos and sin for each position of each row.
 
-    LongRoPE has two sets of factors. Row by row, the set follows the row's real length, so a short row is not changed
-    by a long neighbour nor by padding.
+    LongRoPE has two sets of factors, and dynamic NTK scaling one for each length beyond the trained one. Row by row,
+    they follow the row's real length, so a short row is not changed by a long neighbour nor by padding.
     """
 
     inv_freq: torch.Tensor
@@ -31,7 +31,8 @@ class RotaryEmbedding(nn.Module):
         self.config = config
         parameters = config.rope_parameters
         self.rope_type = parameters["rope_type"]
-        self.original_length = parameters.get("original_max_position_embeddings") or config.max_position_embeddings
+        original = parameters.get("original_max_position_embeddings") if self.rope_type == "longrope" else None
+        self.original_length = original or config.max_position_embeddings
         self.inv_freq = nn.Buffer(torch.empty(0), persistent=False)
         self.long_inv_freq = nn.Buffer(torch.empty(0), persistent=False)
         self.reset_buffers()
@@ -53,6 +54,26 @@ class RotaryEmbedding(nn.Module):
             return default_frequencies(self.config), 1.0
         return ROPE_INIT_FUNCTIONS[self.rope_type](self.config, None, seq_len=length)
 
+    @property
+    def varies(self) -> bool:
+        """Whether a row's factors change as it grows, so that what was cached before must be computed again."""
+        return self.rope_type in ("longrope", "dynamic")
+
+    def is_long(self, row_lengths: torch.Tensor) -> torch.Tensor:
+        """BoolTensor `[batch]`: which rows are beyond the length that the decoder was first trained on."""
+        return row_lengths > self.original_length
+
+    def _row_frequencies(self, row_lengths: torch.Tensor) -> torch.Tensor:
+        """Inverse frequencies of each row, `[batch, 1, rotary_dim / 2]`, or `[1, 1, rotary_dim / 2]` of all."""
+        short = self.inv_freq.float()[None, None]
+        if self.rope_type == "longrope":
+            is_long = self.is_long(row_lengths)[:, None, None]
+            return torch.where(is_long, self.long_inv_freq.float()[None, None], short)
+        if self.rope_type == "dynamic":
+            lengths = row_lengths.clamp(min=self.original_length)[:, None, None]
+            return ROPE_INIT_FUNCTIONS["dynamic"](self.config, lengths.device, seq_len=lengths)[0]
+        return short
+
     @torch.no_grad()
     def forward(
         self, x: torch.Tensor, position_ids: torch.Tensor, row_lengths: torch.Tensor | None = None
@@ -61,14 +82,12 @@ class RotaryEmbedding(nn.Module):
 
         Args:
             position_ids: `[batch, length]`.
-            row_lengths: `[batch]`, real tokens of each row so far; read by LongRoPE alone.
+            row_lengths: `[batch]`, real tokens of each row, by which LongRoPE and dynamic scaling go; those up to the
+                last position by default.
         """
-        inv_freq = self.inv_freq.float()[None, None]  # [1, 1, rotary_dim / 2]
-        if self.rope_type == "longrope":
-            lengths = position_ids.amax(dim=-1) + 1 if row_lengths is None else row_lengths
-            is_long = (lengths > self.original_length)[:, None, None]
-            inv_freq = torch.where(is_long, self.long_inv_freq.float()[None, None], inv_freq)
-        freqs = position_ids[..., None].float() * inv_freq
+        if row_lengths is None:
+            row_lengths = position_ids.amax(dim=-1) + 1
+        freqs = position_ids[..., None].float() * self._row_frequencies(row_lengths)
         angles = torch.cat((freqs, freqs), dim=-1)
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         return cos.to(x.dtype), sin.to(x.dtype)

@@ -1,5 +1,7 @@
 """Vision and speech towers: any transformers encoder named by its config, and what the projectors read of it."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import AutoModel
@@ -7,6 +9,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from .configuration_mixlora import MixLoraConfig
+from .towers_phi4 import Phi4SpeechTower, Phi4VisionTower
 
 
 def fold_map(features: torch.Tensor, side: int) -> torch.Tensor:
@@ -22,7 +25,9 @@ def fold_map(features: torch.Tensor, side: int) -> torch.Tensor:
 
 
 class VisionTower(nn.Module):
-    """A frozen-able image encoder that gives one feature vector a token."""
+    """A frozen-able image encoder that gives one feature vector a token: any of transformers, or of timm."""
+
+    separators = 0
 
     def __init__(self, config: MixLoraConfig):
         super().__init__()
@@ -41,8 +46,17 @@ class VisionTower(nn.Module):
         last = max(info[i]["reduction"] for i in self.layers)
         return sum(info[i]["num_chs"] * (last // info[i]["reduction"]) ** 2 for i in self.layers)
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`pixel_values` `[crops, 3, height, width]` -> `[crops, tokens, feature_size]`."""
+    def unused(self) -> tuple[str, ...]:
+        """Prefixes of parameters that never act; none is kept on purpose."""
+        return ()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        image_sizes: torch.Tensor | None = None,
+        image_attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`pixel_values` `[crops, 3, height, width]` -> `[crops, tokens, feature_size]`; a picture is one crop."""
         pixel_values = pixel_values.to(next(self.parameters()).dtype)
         if self.is_timm:
             maps = self.encoder.timm_model.forward_intermediates(
@@ -63,10 +77,6 @@ class SpeechTower(nn.Module):
 
     def __init__(self, config: MixLoraConfig):
         super().__init__()
-        if config.speech_config.model_type != "whisper":
-            raise ValueError(
-                f"speech_config: model type {config.speech_config.model_type!r} is not supported; expected 'whisper'"
-            )
         self.encoder = WhisperEncoder(config.speech_config)
         self.window = 2 * config.speech_config.max_source_positions
         self.feature_size = config.speech_config.d_model
@@ -97,3 +107,47 @@ class SpeechTower(nn.Module):
         features = features.index_put((real.nonzero().squeeze(1),), encoded).reshape(clips, -1, self.feature_size)
         counts = (mask.sum(dim=-1) + 1) // 2
         return [clip[:count] for clip, count in zip(features, counts.tolist(), strict=True)]
+
+
+class MaskedSpeechTower(nn.Module):
+    """Wav2Vec2-BERT's conformer: an encoder with a mask, one feature a frame, clips of any lengths."""
+
+    def __init__(self, config: MixLoraConfig):
+        super().__init__()
+        speech: Any = config.speech_config
+        if speech.add_adapter:
+            raise ValueError("speech_config: add_adapter is not supported; speech_stack shortens a clip here")
+        self.encoder = AutoModel.from_config(speech)
+        self.feature_size = speech.hidden_size
+
+    def forward(self, input_features: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+        """`[clips, frames, mels]`, real where `mask` `[clips, frames]` is 1 -> for each clip `[frames, size]`."""
+        dtype = self.encoder.feature_projection.projection.weight.dtype
+        states = self.encoder(input_features.to(dtype), attention_mask=mask).last_hidden_state
+        return [clip[:count] for clip, count in zip(states, mask.sum(-1).tolist(), strict=True)]
+
+
+VISION_TOWERS: dict[str, type[nn.Module]] = {"phi4_multimodal_vision": Phi4VisionTower}
+"""Model types with a tower of their own; all others are a [`VisionTower`]."""
+SPEECH_TOWERS: dict[str, type[nn.Module]] = {
+    "whisper": SpeechTower,
+    "wav2vec2-bert": MaskedSpeechTower,
+    "phi4_multimodal_audio": Phi4SpeechTower,
+}
+
+
+def build_vision_tower(config: MixLoraConfig) -> Any:
+    """The vision tower that `config.vision_config` asks for."""
+    return VISION_TOWERS.get(config.vision_config.model_type, VisionTower)(config)
+
+
+def build_speech_tower(config: MixLoraConfig) -> Any:
+    """The speech tower that `config.speech_config` asks for.
+
+    Raises:
+        ValueError: a model type without a tower here.
+    """
+    kind = config.speech_config.model_type
+    if kind not in SPEECH_TOWERS:
+        raise ValueError(f"speech_config: model type {kind!r} is not supported; expected one of {list(SPEECH_TOWERS)}")
+    return SPEECH_TOWERS[kind](config)
