@@ -54,6 +54,11 @@ class Stage:
     """Rows of a batch; give this or `tokens_per_batch`."""
     copy: dict[str, str] = field(default_factory=dict)
     """Trained group -> the group whose values it starts from."""
+    ctc_weight: float = 0.0
+    """Share of the loss that finds the answer's tokens in the projected clip by CTC, as in hybrid CTC/attention
+    (Watanabe et al. 2017, section II-C); the cross entropy has the rest. 1 leaves the decoder out, which is fast."""
+    mask_time: float = 0.0
+    """Share of each clip's cached frames that is set to zero in short spans, drawn anew each time (SpecAugment)."""
     gradient_accumulation: int = 1
     """Batches of one optimizer step; the loss is normalised by the tokens of all of them."""
     max_length: int = 512
@@ -97,6 +102,10 @@ class Stage:
             raise RecipeError(
                 f"{where}: save_steps {self.save_steps} is not a multiple of logging_steps {self.logging_steps}"
             )
+        if not 0 <= self.ctc_weight <= 1:
+            raise RecipeError(f"{where}: ctc_weight {self.ctc_weight} is a share of the loss, from 0 to 1")
+        if not 0 <= self.mask_time < 1:
+            raise RecipeError(f"{where}: mask_time {self.mask_time} is a share of the frames, from 0 to below 1")
         if not 0 <= self.warmup < 1:
             raise RecipeError(f"{where}: warmup {self.warmup} is a share of the steps, from 0 to below 1")
 

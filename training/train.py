@@ -51,13 +51,13 @@ def _run(stage: Stage, recipe: Recipe, start: str, folder: Path, cache: Path) ->
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     select_parameters(model, stage.train)
     copy_groups(model, stage.copy)
-    media = Media(model, processor)
+    media = Media(model, processor, stage.mask_time)
     examples = _examples(stage, model, processor, media, cache)
     plan = _plan(stage, examples, recipe.seed)
     collator = Collator(media, processor.tokenizer.pad_token_id)
     checkpoints = folder / "checkpoints"
     args = training_arguments(stage, checkpoints, recipe.seed)
-    trainer = StageTrainer(model, processor, examples, plan, collator, args)
+    trainer = StageTrainer(model, processor, examples, plan, collator, args, stage.ctc_weight)
     last = last_checkpoint(checkpoints)
     if last:
         print(f"  going on from {last}")

@@ -11,6 +11,23 @@ from mixlora.modeling.image_processing_mixlora import load_picture
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.training.data.feature_cache import Encode, FeatureCache, fingerprint
 
+LONGEST_SPAN = 12
+"""Tower frames (of 20 ms with Whisper) in a masked span."""
+
+
+def mask_spans(features: torch.Tensor, share: float) -> torch.Tensor:
+    """A copy with spans of frames set to zero, about `share` of all (SpecAugment's time masks, arXiv 1904.08779).
+
+    Args:
+        features: `[frames, width]` of a clip.
+        share: expected share of masked frames; draws come from torch's generator.
+    """
+    masked = features.clone()
+    for _ in range(int(share * len(features) / ((1 + LONGEST_SPAN) / 2) + torch.rand(()).item())):
+        start = int(torch.randint(len(features), ()))
+        masked[start : start + int(torch.randint(1, LONGEST_SPAN + 1, ()))] = 0
+    return masked
+
 
 class Media:
     """The media of a stage.
@@ -19,8 +36,8 @@ class Media:
         caches: modality (`image`, `audio`) -> its feature cache; a modality without one is read from its files.
     """
 
-    def __init__(self, model: MixLoraForConditionalGeneration, processor: Any):
-        self.processor = processor
+    def __init__(self, model: MixLoraForConditionalGeneration, processor: Any, mask_time: float = 0.0):
+        self.processor, self.mask_time = processor, mask_time
         self.image_tokens = model.config.vision_tokens_per_side**2
         self.speech_stack = model.config.speech_stack
         self.caches: dict[str, FeatureCache] = {}
@@ -63,6 +80,8 @@ class Media:
                 features[f"{kind}_features"] = [self.caches[kind][file] for file in files]
             elif files:
                 inputs |= read(files)
+        if self.mask_time and "audio_features" in features:
+            features["audio_features"] = [mask_spans(clip, self.mask_time) for clip in features["audio_features"]]
         return inputs | ({"mm_encoder_outputs": features} if features else {})
 
     def pictures(self, files: Sequence[Path]) -> dict[str, torch.Tensor]:
