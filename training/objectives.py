@@ -7,8 +7,6 @@ from torch import nn
 from torch.nn import functional as F
 
 IGNORED = -100
-CTC_SHARPNESS = 10.0
-"""Products of embeddings of length about 1, ten times as large, tell tokens apart."""
 
 
 def next_token_loss(
@@ -31,7 +29,13 @@ def next_token_loss(
 
 
 def ctc_loss(
-    tokens: Sequence[torch.Tensor], labels: torch.Tensor, embeddings: torch.Tensor, *, blank: int, end: int
+    tokens: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    embeddings: torch.Tensor,
+    *,
+    blank: int,
+    end: int,
+    sharpness: float = 1.0,
 ) -> torch.Tensor:
     """Connectionist temporal classification of projected speech against the decoder's own embeddings, a token.
 
@@ -44,13 +48,14 @@ def ctc_loss(
         embeddings: `[vocabulary, width]`.
         blank: id of the token that stands for nothing heard.
         end: id of the token that ends an answer; it is not heard.
+        sharpness: factor of the products.
 
     Raises:
         ValueError: not one clip in every row.
     """
     if len(tokens) != len(labels):
         raise ValueError(f"CTC needs one clip in every row, got {len(tokens)} clips in {len(labels)} rows")
-    scores = (CTC_SHARPNESS * torch.cat(list(tokens)).float() @ embeddings.float().T).log_softmax(-1)
+    scores = (sharpness * torch.cat(list(tokens)).float() @ embeddings.float().T).log_softmax(-1)
     frames = [len(clip) for clip in tokens]
     targets = [row[(row != IGNORED) & (row != end)] for row in labels]
     losses = F.ctc_loss(

@@ -10,12 +10,12 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
+from mixlora.modeling.projectors import CTC_SHARPNESS
 from mixlora.training.data.batches import BatchPlan
 from mixlora.training.data.collate import Collator, Example
 from mixlora.training.objectives import ctc_loss, next_token_loss, supervised_positions
 from mixlora.training.recipe import Stage
 
-MEDIA = ("pixel_values", "image_sizes", "input_features", "input_features_mask", "mm_encoder_outputs")
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -39,7 +39,7 @@ class StageTrainer(Trainer):
         super().__init__(model=model, args=args, processing_class=processor, data_collator=collator)
         self.examples, self.plan, self.collator = examples, plan, collator
         self.ctc_weight = ctc_weight
-        self.blank, self.end = processor.tokenizer.pad_token_id, processor.tokenizer.convert_tokens_to_ids("<|end|>")
+        self.pad, self.end = processor.tokenizer.pad_token_id, processor.tokenizer.convert_tokens_to_ids("<|end|>")
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of the plan, in its order."""
@@ -70,13 +70,20 @@ class StageTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _ctc_loss(self, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
-        """CTC on the batch's clips. They are projected here, and their tokens are left in `inputs` for the model."""
+        """CTC on the batch's clips."""
         model: Any = self.accelerator.unwrap_model(self.model)
-        media = {name: inputs.pop(name) for name in MEDIA if name in inputs}
-        inputs["mm_encoder_outputs"] = encoded = model.model.encode_media(inputs["input_ids"], **media)
-        clips = encoded["audio"].pooler_output if "audio" in encoded else []
-        embeddings = model.get_input_embeddings().weight
-        loss = ctc_loss(clips, labels, embeddings, blank=self.blank, end=self.end)
+        features = inputs.get("mm_encoder_outputs", {}).get("audio_features", [])
+        if "input_features" in inputs:
+            features = model.model.encode_speech(inputs["input_features"], inputs["input_features_mask"])
+        blank = model.config.speech_blank_token_id
+        loss = ctc_loss(
+            model.model.project_speech([clip.to(model.device) for clip in features]),
+            labels,
+            model.get_input_embeddings().weight,
+            blank=self.pad if blank is None else blank,
+            end=self.end,
+            sharpness=CTC_SHARPNESS,
+        )
         return loss / self.args.gradient_accumulation_steps
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mixlora.training.objectives import CTC_SHARPNESS, ctc_loss, next_token_loss, supervised_positions
+from mixlora.training.objectives import ctc_loss, next_token_loss, supervised_positions
 
 
 def test_positions_are_those_before_a_label() -> None:
@@ -36,9 +36,9 @@ def test_shapes_must_fit() -> None:
 def test_ctc_is_the_probability_of_all_ways_to_hear_the_text() -> None:
     """Two frames hear one token as itself twice, or beside a blank."""
     embeddings, clip = torch.randn(5, 3), torch.randn(2, 3, requires_grad=True)
-    p = (CTC_SHARPNESS * clip @ embeddings.T).softmax(-1)
+    p = (3 * clip @ embeddings.T).softmax(-1)
     ways = p[0, 2] * p[1, 2] + p[0, 0] * p[1, 2] + p[0, 2] * p[1, 0]
-    loss = ctc_loss([clip], torch.tensor([[-100, 2, 4]]), embeddings, blank=0, end=4)
+    loss = ctc_loss([clip], torch.tensor([[-100, 2, 4]]), embeddings, blank=0, end=4, sharpness=3)
     torch.testing.assert_close(loss, -ways.log())
 
 
