@@ -13,7 +13,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mixlora import MixLoraConfig
 from .decoder import RoutedDecoder, RoutedPreTrainedModel
-from .projectors import Projector, SeparatorProjector, project_each, stack_frames
+from .projectors import Projector, SeparatorProjector, compress_by_ctc, project_each, stack_frames
 from .rope_switch import keep, kept_layer, must_rebuild_all, replace_rows, stale_rows
 from .routed_lora import Route, RoutedLinear
 from .router import ModalityRouter
@@ -161,6 +161,17 @@ class MixLoraModel(MixLoraPreTrainedModel):
         """
         if features is None:
             features = self.encode_speech(input_features, input_features_mask)
+        tokens = self.project_speech(features, beside_picture)
+        blank = self.config.speech_blank_token_id
+        if blank is not None:
+            table = self.get_input_embeddings().weight
+            tokens = [compress_by_ctc(clip, table.to(clip.device), blank) for clip in tokens]
+        return MediaOutput(pooler_output=tokens)
+
+    def project_speech(
+        self, features: list[torch.Tensor], beside_picture: list[bool] | None = None
+    ) -> list[torch.Tensor]:
+        """Projected tokens `[tokens, width]` of each clip from its tower features `[frames, size]`, not compressed."""
         stacked = [stack_frames(clip, self.config.speech_stack) for clip in features]
         beside_picture = beside_picture or [False] * len(stacked)
         result: list[torch.Tensor] = list(stacked)
@@ -170,7 +181,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
                 mine, project_each(self.speech_projector[name], [stacked[i] for i in mine]), strict=True
             ):
                 result[i] = projected
-        return MediaOutput(pooler_output=result)
+        return result
 
     def encode_media(
         self,

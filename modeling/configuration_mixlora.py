@@ -92,6 +92,8 @@ class MixLoraConfig(PreTrainedConfig):
         vision_tokens_per_side: a crop gives this number squared of tokens.
         vision_feature_size: width of the joined features. Taken from the tower where it tells.
         speech_stack: neighbouring encoder frames joined into one token.
+        speech_blank_token_id: where given, a clip becomes what CTC hears in it, as embeddings of the decoder, and
+            this token stands for silence (see `compress_by_ctc`); None gives them as they are projected.
         projector_hidden_size: width of the projectors' hidden layer; the decoder's width by default.
         projector_norm: whether the projectors begin with a LayerNorm.
         base_model: `{"name_or_path", "revision", "sha256"}` of the decoder, where the checkpoint does not hold it.
@@ -116,6 +118,7 @@ class MixLoraConfig(PreTrainedConfig):
     vision_tokens_per_side: int = 7
     vision_feature_size: int | None = None
     speech_stack: int = 4
+    speech_blank_token_id: int | None = None
     projector_hidden_size: int | None = None
     projector_norm: bool = True
     tie_word_embeddings: bool = True

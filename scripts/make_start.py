@@ -45,6 +45,7 @@ def main() -> None:
         vision_layers=[3, 4],
         vision_tokens_per_side=7,
         speech_stack=4,
+        speech_blank_token_id=tokenizer.pad_token_id,
     )
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -1,6 +1,9 @@
 """Training objectives: tensors in, a scalar out. They know nothing of the trainer or the model."""
 
+from collections.abc import Sequence
+
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 IGNORED = -100
@@ -23,6 +26,48 @@ def next_token_loss(
         raise ValueError(f"logits of {tuple(logits.shape[:2])} positions do not fit targets of {tuple(targets.shape)}")
     total = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
     return total / (num_items if num_items is not None else (targets != IGNORED).sum().clamp(min=1))
+
+
+def ctc_loss(
+    tokens: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    embeddings: torch.Tensor,
+    *,
+    blank: int,
+    end: int,
+    sharpness: float = 1.0,
+) -> torch.Tensor:
+    """Connectionist temporal classification of projected speech against the decoder's own embeddings, a token.
+
+    Each projected token is scored by its products with the embeddings, so that what is heard as a word comes to lie
+    where the decoder has that word, and nothing is added to the model. CTC: Graves et al., ICML 2006.
+
+    Args:
+        tokens: projected clips `[tokens, width]`, one for each row.
+        labels: `[rows, length]`, what each clip says, -100 elsewhere.
+        embeddings: `[vocabulary, width]`.
+        blank: id of the token that stands for nothing heard.
+        end: id of the token that ends an answer; it is not heard.
+        sharpness: factor of the products.
+
+    Raises:
+        ValueError: not one clip in every row.
+    """
+    if len(tokens) != len(labels):
+        raise ValueError(f"CTC needs one clip in every row, got {len(tokens)} clips in {len(labels)} rows")
+    scores = (sharpness * torch.cat(list(tokens)).float() @ embeddings.float().T).log_softmax(-1)
+    frames = [len(clip) for clip in tokens]
+    targets = [row[(row != IGNORED) & (row != end)] for row in labels]
+    losses = F.ctc_loss(
+        nn.utils.rnn.pad_sequence(list(scores.split(frames))),
+        torch.cat(targets),
+        torch.tensor(frames),
+        torch.tensor([len(target) for target in targets]),
+        blank=blank,
+        reduction="sum",
+        zero_infinity=True,  # a clip with fewer tokens than its text teaches nothing
+    )
+    return losses / max(1, sum(len(target) for target in targets))
 
 
 def supervised_positions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,8 +12,10 @@ import typer
 
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.modeling.processing_mixlora import MixLoraProcessor
+from mixlora.training.curves import write_curves
+from mixlora.training.data.augment import Augmenter
 from mixlora.training.data.batches import BatchPlan, plan_batches
-from mixlora.training.data.collate import Collator, Example, Tokenizer
+from mixlora.training.data.collate import Collator, Example, Tokenizer, views_by_row
 from mixlora.training.data.media import Media
 from mixlora.training.data.rows import Row, RowError, read_rows
 from mixlora.training.recipe import Recipe, RecipeError, Stage, find_recipe, load_recipe, nearest
@@ -33,8 +35,8 @@ def train(recipe: Path, output: Path, overrides: list[str] | None = None) -> Non
     """
     plan = load_recipe(find_recipe(recipe), overrides)
     start = plan.model
-    for number, stage in enumerate(plan.stages, start=1):
-        folder = output / f"{number:02d}-{stage.name}"
+    folders = [output / f"{number:02d}-{stage.name}" for number, stage in enumerate(plan.stages, start=1)]
+    for folder, stage in zip(folders, plan.stages, strict=True):
         _check_settings(folder, {"start": start, "seed": plan.seed, **dataclasses.asdict(stage)})
         if (folder / "done.json").is_file():
             print(f"==> stage {stage.name}: finished before, kept in {folder}")
@@ -42,6 +44,7 @@ def train(recipe: Path, output: Path, overrides: list[str] | None = None) -> Non
             print(f"==> stage {stage.name}: from {start} to {folder}")
             _run(stage, plan, start, folder, Path(plan.cache or output / "features"))
         start = str(folder)
+        write_curves(output, folders)
 
 
 def _run(stage: Stage, recipe: Recipe, start: str, folder: Path, cache: Path) -> None:
@@ -51,13 +54,13 @@ def _run(stage: Stage, recipe: Recipe, start: str, folder: Path, cache: Path) ->
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     select_parameters(model, stage.train)
     copy_groups(model, stage.copy)
-    media = Media(model, processor)
+    media = Media(model, processor, stage.mask_time)
     examples = _examples(stage, model, processor, media, cache)
     plan = _plan(stage, examples, recipe.seed)
     collator = Collator(media, processor.tokenizer.pad_token_id)
     checkpoints = folder / "checkpoints"
     args = training_arguments(stage, checkpoints, recipe.seed)
-    trainer = StageTrainer(model, processor, examples, plan, collator, args)
+    trainer = StageTrainer(model, processor, examples, plan, collator, args, stage.ctc_weight)
     last = last_checkpoint(checkpoints)
     if last:
         print(f"  going on from {last}")
@@ -110,13 +113,15 @@ def copy_groups(model: MixLoraForConditionalGeneration, copy: dict[str, str]) ->
 
 
 def _examples(stage: Stage, model: Any, processor: Any, media: Media, cache: Path) -> list[Example]:
-    """The stage's rows, tokenized; tower features of their media are on disk afterwards."""
+    """The stage's rows in all their views, tokenized; tower features of their media are on disk afterwards."""
     rows: list[tuple[list[Row], float]] = []
     for source in stage.data:
         rows.append((read_rows(Path(source.path), source.limit), source.weight))
         print(f"  {len(rows[-1][0]):,} rows of {source.path}, weight {source.weight:g}")
     every = [row for group, _ in rows for row in group]
-    media.cache(model, cache, [p for row in every for p in row.images], [p for row in every for p in row.audio])
+    media.augmenter = augmenter = Augmenter(stage.augment, [path for row in every for path in row.audio])
+    views = [augmenter.media(row, view) for row in every for view in range(augmenter.count(row))]
+    media.cache(model, cache, [p for images, _ in views for p in images], [p for _, audio in views for p in audio])
     tokenizer = Tokenizer(processor, media, stage.max_length)
     examples = [example for group, weight in rows for example in tokenizer(group, weight)]
     if tokenizer.left_out:
@@ -129,16 +134,20 @@ def _examples(stage: Stage, model: Any, processor: Any, media: Media, cache: Pat
 def _plan(stage: Stage, examples: list[Example], seed: int) -> BatchPlan:
     """All batches of the stage."""
     lengths = [len(example.ids) for example in examples]
+    views = views_by_row(examples)
     plan = plan_batches(
         lengths,
-        [example.weight for example in examples],
+        [examples[places[0]].weight for places in views],
         tokens_per_batch=stage.tokens_per_batch,
         rows_per_batch=stage.rows_per_batch,
         epochs=stage.epochs,
         num_batches=stage.max_steps * stage.gradient_accumulation,
         seed=seed,
+        views=views,
     )
-    print(f"  {len(examples):,} examples, {sum(lengths):,} tokens, {len(plan):,} batches")
+    tokens = sum(lengths[places[0]] for places in views)
+    extra = f", {len(examples) - len(views):,} further views" if len(examples) > len(views) else ""
+    print(f"  {len(views):,} examples, {tokens:,} tokens{extra}, {len(plan):,} batches")
     return plan
 
 

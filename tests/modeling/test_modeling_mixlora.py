@@ -78,8 +78,9 @@ def test_text_row_equals_the_decoder_bit_for_bit():
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_rows_in_a_batch_equal_rows_alone(training, side, attention):
-    model = tiny_model().train(training)
+@pytest.mark.parametrize("blank", [None, 0], ids=["projected", "ctc"])
+def test_rows_in_a_batch_equal_rows_alone(training, side, attention, blank):
+    model = tiny_model(speech_blank_token_id=blank).train(training)
     model.set_attn_implementation(attention)
     rows = [row_inputs(kind) for kind in ROWS]
     batch = batch_inputs(rows, side)

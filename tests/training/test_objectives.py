@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mixlora.training.objectives import next_token_loss, supervised_positions
+from mixlora.training.objectives import ctc_loss, next_token_loss, supervised_positions
 
 
 def test_positions_are_those_before_a_label() -> None:
@@ -31,3 +31,32 @@ def test_no_target_gives_zero_and_no_gradient() -> None:
 def test_shapes_must_fit() -> None:
     with pytest.raises(ValueError, match=r"\(1, 2\).*\(1, 3\)"):
         next_token_loss(torch.randn(1, 2, 5), torch.zeros(1, 3, dtype=torch.long))
+
+
+def test_ctc_is_the_probability_of_all_ways_to_hear_the_text() -> None:
+    """Two frames hear one token as itself twice, or beside a blank."""
+    embeddings, clip = torch.randn(5, 3), torch.randn(2, 3, requires_grad=True)
+    p = (3 * clip @ embeddings.T).softmax(-1)
+    ways = p[0, 2] * p[1, 2] + p[0, 0] * p[1, 2] + p[0, 2] * p[1, 0]
+    loss = ctc_loss([clip], torch.tensor([[-100, 2, 4]]), embeddings, blank=0, end=4, sharpness=3)
+    torch.testing.assert_close(loss, -ways.log())
+
+
+def test_ctc_is_a_mean_over_tokens_and_clips_do_not_touch() -> None:
+    embeddings = torch.randn(6, 3)
+    clips = [torch.randn(9, 3), torch.randn(4, 3)]
+    labels = torch.tensor([[1, 2, 3, 5], [2, 5, -100, -100]])
+    alone = [ctc_loss([clip], row[None], embeddings, blank=0, end=5) for clip, row in zip(clips, labels, strict=True)]
+    both = ctc_loss(clips, labels, embeddings, blank=0, end=5)
+    torch.testing.assert_close(both, (3 * alone[0] + alone[1]) / 4)
+
+
+def test_a_clip_shorter_than_its_text_teaches_nothing() -> None:
+    clip = torch.randn(2, 3, requires_grad=True)
+    ctc_loss([clip], torch.tensor([[1, 1, 2]]), torch.randn(6, 3), blank=0, end=5).backward()
+    assert clip.grad is not None and not clip.grad.any()
+
+
+def test_ctc_wants_a_clip_in_every_row() -> None:
+    with pytest.raises(ValueError, match="1 clips in 2 rows"):
+        ctc_loss([torch.randn(3, 4)], torch.ones(2, 2, dtype=torch.long), torch.randn(6, 4), blank=0, end=5)

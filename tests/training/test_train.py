@@ -91,6 +91,29 @@ def test_copy_starts_one_group_from_another(start: str) -> None:
         entry.copy_groups(model, {"speech_projector.speech": "vision_projector"})
 
 
+@pytest.mark.parametrize("weight", [0.4, 1.0])
+def test_ctc_trains_the_projector(tmp_path: Path, start: str, rows: Path, weight: float) -> None:
+    clips = rows.with_name("clips.jsonl")
+    clips.write_text(
+        "\n".join(line for line in rows.read_text().splitlines() if "audio" in line and "image" not in line)
+    )
+    train = ["speech_projector.speech", "adapter.speech"]
+    recipe = write_recipe(tmp_path, start, clips, train, ctc_weight=weight, mask_time=0.1, max_steps=20)
+    entry.train(recipe, tmp_path / "out")
+    losses = [loss for _, loss in curve(tmp_path / "out/01-only")]
+    assert losses[-1] < 0.8 * losses[0]
+    before, after = (load_file(folder / "model.safetensors") for folder in (Path(start), tmp_path / "out/01-only"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("speech_projector.speech" in name for name in changed)
+    assert any("lora" in name for name in changed) == (weight < 1)  # at 1, the decoder is not run
+
+
+def test_ctc_refuses_a_row_without_a_clip(tmp_path: Path, start: str, rows: Path) -> None:
+    recipe = write_recipe(tmp_path, start, rows, ["speech_projector.speech"], ctc_weight=0.5)
+    with pytest.raises(ValueError, match="one clip in every row"):
+        entry.train(recipe, tmp_path / "out")
+
+
 def test_accumulated_batches_give_the_gradients_of_one(tmp_path: Path, start: str, rows: Path) -> None:
     """Normalised by the tokens of the step, not by those of each batch."""
     chats = rows.with_name("chats.jsonl")

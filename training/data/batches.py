@@ -1,5 +1,6 @@
 """The order of a training, drawn before it starts: batches of rows of similar length, the same for the same seed."""
 
+import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -32,23 +33,30 @@ def plan_batches(
     epochs: float = 0.0,
     num_batches: int = 0,
     seed: int = 0,
+    views: Sequence[Sequence[int]] = (),
 ) -> BatchPlan:
     """Draws the batches of a stage.
 
     Args:
-        lengths: tokens of each row.
+        lengths: tokens of each row, or of each view of each row.
         weights: how often each row is seen in an epoch; a fraction is settled by a draw, anew each epoch.
         tokens_per_batch: budget, padding included. A longer row is a batch of its own.
         rows_per_batch: the other way to bound a batch; one of the two is 0.
         epochs: passes over the data; the last may be partial.
         num_batches: or the number of batches.
         seed: the same seed gives the same plan.
+        views: the places in `lengths` of each row's views; each time a row is drawn, its next view is taken. Rows
+            begin at different views, so that every epoch holds all kinds. By default a row is its only view.
     """
+    turns = [
+        itertools.cycle([*places[row % len(places) :], *places[: row % len(places)]])
+        for row, places in enumerate(views or [[place] for place in range(len(lengths))])
+    ]
     batches: list[list[int]] = []
     epoch = 0
     while len(batches) < num_batches or epoch < epochs:
         rng = random.Random(f"{seed}/{epoch}")
-        new = _epoch(lengths, weights, tokens_per_batch, rows_per_batch, rng)
+        new = _epoch(lengths, weights, turns, tokens_per_batch, rows_per_batch, rng)
         share = min(1.0, epochs - epoch) if epochs else 1.0
         batches += new[: math.ceil(len(new) * share)]
         epoch += 1
@@ -56,12 +64,18 @@ def plan_batches(
 
 
 def _epoch(
-    lengths: Sequence[int], weights: Sequence[float], tokens: int, rows: int, rng: random.Random
+    lengths: Sequence[int],
+    weights: Sequence[float],
+    turns: Sequence[Iterator[int]],
+    tokens: int,
+    rows: int,
+    rng: random.Random,
 ) -> list[list[int]]:
     """The batches of one epoch in random order. Rows of the same length meet in random company."""
     drawn = [i for i, weight in enumerate(weights) for _ in range(int(weight) + (rng.random() < weight % 1))]
     if not drawn:
-        drawn = [rng.randrange(len(lengths))]
+        drawn = [rng.randrange(len(weights))]
+    drawn = [next(turns[row]) for row in drawn]
     rng.shuffle(drawn)
     drawn.sort(key=lambda i: lengths[i])  # stable: the shuffle decides among equals
     batches: list[list[int]] = [[]]

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from mixlora.modeling.chat_template import checked_message
+from mixlora.training.data.feature_cache import Item
 from mixlora.training.data.media import Media
 from mixlora.training.data.rows import Row, RowError
 from mixlora.training.objectives import IGNORED
@@ -17,20 +17,32 @@ CHUNK = 1000
 
 @dataclass(frozen=True)
 class Example:
-    """A tokenized row.
+    """A tokenized row, or a view of it.
 
     Attributes:
         ids: LongTensor `[length]`, placeholders expanded.
         labels: LongTensor `[length]`, -100 where nothing is learnt.
         images, audio: media files in order of appearance.
         weight: how often it is seen in an epoch.
+        view: 0 for the row with its media as they are, more for views of them.
     """
 
     ids: torch.Tensor
     labels: torch.Tensor
-    images: tuple[Path, ...] = ()
-    audio: tuple[Path, ...] = ()
+    images: tuple[Item, ...] = ()
+    audio: tuple[Item, ...] = ()
     weight: float = 1.0
+    view: int = 0
+
+
+def views_by_row(examples: Sequence[Example]) -> list[list[int]]:
+    """The places of each row's views in a list where they stand in order, view 0 first."""
+    places: list[list[int]] = []
+    for place, example in enumerate(examples):
+        if example.view == 0:
+            places.append([])
+        places[-1].append(place)
+    return places
 
 
 class Tokenizer:
@@ -55,10 +67,13 @@ class Tokenizer:
         self.image, self.audio = processor.image_token_id, processor.audio_token_id
 
     def __call__(self, rows: Sequence[Row], weight: float = 1.0) -> list[Example]:
-        """Examples of conversations, then of plain text in blocks. Conversations over `max_length` are left out."""
+        """Examples of conversations, each with its views, then of plain text in blocks.
+
+        Conversations over `max_length` are left out; of the others, single views that are longer.
+        """
         chats = [row for row in rows if row.messages is not None]
         texts = [row.text for row in rows if row.text is not None]
-        examples = []
+        examples: list[Example] = []
         for start in range(0, len(chats), CHUNK):
             chunk = chats[start : start + CHUNK]
             encoded = self.tokenizer.apply_chat_template(
@@ -68,16 +83,20 @@ class Tokenizer:
                 return_dict=True,
                 sanitize_control_tokens=True,
             )["input_ids"]
-            examples += [self._example(row, ids, weight) for row, ids in zip(chunk, encoded, strict=True)]
-        kept = [example for example in examples if len(example.ids) <= self.max_length]
-        self.left_out += len(examples) - len(kept)
-        return kept + (self._blocks(texts, weight) if texts else [])
+            for row, ids in zip(chunk, encoded, strict=True):
+                views = [self._example(row, ids, weight, view) for view in range(self.media.augmenter.count(row))]
+                if len(views[0].ids) > self.max_length:
+                    self.left_out += 1
+                    continue
+                examples += [example for example in views if len(example.ids) <= self.max_length]
+        return examples + (self._blocks(texts, weight) if texts else [])
 
-    def _example(self, row: Row, ids: list[int], weight: float) -> Example:
+    def _example(self, row: Row, ids: list[int], weight: float, view: int) -> Example:
         """Expands placeholders, and labels what the assistant says, `<|end|>` included."""
+        images, audio = self.media.augmenter.media(row, view)
         counts = {
-            self.image: iter([self.media.image_tokens] * len(row.images)),
-            self.audio: iter([self.media.audio_tokens(path) for path in row.audio]),
+            self.image: iter([self.media.image_tokens] * len(images)),
+            self.audio: iter([self.media.audio_tokens(item) for item in audio]),
         }
         expanded: list[int] = []
         for token in ids:
@@ -86,7 +105,7 @@ class Tokenizer:
         labels = self._labels(tensor)
         if not (labels != IGNORED).any():
             raise RowError(f"{row.source}: the assistant says nothing to learn from")
-        return Example(tensor, labels, row.images, row.audio, weight)
+        return Example(tensor, labels, images, audio, weight, view)
 
     def _labels(self, ids: torch.Tensor) -> torch.Tensor:
         """`ids` between `<|assistant|>` and the `<|end|>` that closes it, -100 elsewhere and at placeholders.
@@ -132,6 +151,6 @@ class Collator:
         for row, example in enumerate(examples):
             length = len(example.ids)
             ids[row, :length], labels[row, :length], mask[row, :length] = example.ids, example.labels, 1
-        images = [path for example in examples for path in example.images]
-        audio = [path for example in examples for path in example.audio]
+        images = [item for example in examples for item in example.images]
+        audio = [item for example in examples for item in example.audio]
         return {"input_ids": ids, "attention_mask": mask, "labels": labels, **self.media.inputs(images, audio)}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,29 @@ from tqdm.auto import tqdm
 SHARD_ITEMS = 1024
 BATCH_ITEMS = 16
 
-Encode = Callable[[Sequence[Path]], list[torch.Tensor]]
+
+@dataclass(frozen=True)
+class View:
+    """A media file as it is drawn the `number`th time, from 1; the file itself is view 0 and stays a `Path`.
+
+    Attributes:
+        path: the file.
+        number: which view.
+        mark: names the settings of the draw; with the file's content and the number it decides the view.
+    """
+
+    path: Path
+    number: int
+    mark: str
+
+
+Item = Path | View
+Encode = Callable[[Sequence[Item]], list[torch.Tensor]]
+
+
+def content_key(path: Path) -> str:
+    """The content's name: a hash of the file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
 
 
 def fingerprint(tower: nn.Module, settings: dict[str, Any]) -> str:
@@ -28,7 +51,7 @@ def fingerprint(tower: nn.Module, settings: dict[str, Any]) -> str:
 
 
 class FeatureCache:
-    """Features of media files, one tensor `[tokens, width]` a file, read lazily from memory-mapped shards.
+    """Features of media files and of views, `[tokens, width]` each, read lazily from memory-mapped shards.
 
     Shards are written whole and then renamed, so a killed run leaves no half shard and goes on where it was.
     """
@@ -37,42 +60,42 @@ class FeatureCache:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._shards: dict[str, Any] = {}  # content key -> open shard
-        self._keys: dict[Path, str] = {}
+        self._keys: dict[Path, str] = {}  # file -> content key
         for path in sorted(folder.glob("*.safetensors")):
             self._open(path)
 
     def __len__(self) -> int:
         return len(self._shards)
 
-    def __getitem__(self, path: Path) -> torch.Tensor:
-        """Features of a file, `[tokens, width]` in fp32.
+    def __getitem__(self, item: Item) -> torch.Tensor:
+        """Features of a file or view, `[tokens, width]` in fp32.
 
         Raises:
             KeyError: not computed yet.
         """
-        key = self._key(path)
+        key = self._key(item)
         return self._shards[key].get_tensor(key).float()
 
-    def tokens(self, path: Path) -> int:
-        """How many feature vectors a file has, without reading them."""
-        key = self._key(path)
+    def tokens(self, item: Item) -> int:
+        """How many feature vectors a file or view has, without reading them."""
+        key = self._key(item)
         return self._shards[key].get_slice(key).get_shape()[0]
 
-    def fill(self, paths: Sequence[Path], encode: Encode, what: str = "features") -> int:
+    def fill(self, items: Sequence[Item], encode: Encode, what: str = "features") -> int:
         """Computes what is missing, without gradients, in batches.
 
         Args:
-            paths: media files; the same content is computed once.
-            encode: features of each file of a batch, `[tokens, width]` each.
+            items: media files and views; the same content is computed once, and so is the same view of it.
+            encode: features of each item of a batch, `[tokens, width]` each.
             what: for the progress bar.
 
         Returns:
-            How many files were computed.
+            How many were computed.
 
         Raises:
             ValueError: features that fp16 can't hold, with the file.
         """
-        missing = {key: path for path in dict.fromkeys(paths) if (key := self._key(path)) not in self._shards}
+        missing = {key: item for item in dict.fromkeys(items) if (key := self._key(item)) not in self._shards}
         keys = list(missing)
         with tqdm(total=len(keys), desc=what, unit="file", disable=not keys) as bar:
             for start in range(0, len(keys), SHARD_ITEMS):
@@ -85,11 +108,13 @@ class FeatureCache:
                 self._write(shard)
         return len(keys)
 
-    def _key(self, path: Path) -> str:
-        """The content's name: a hash of the file's bytes."""
-        if path not in self._keys:
-            self._keys[path] = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
-        return self._keys[path]
+    def _key(self, item: Item) -> str:
+        """What the features are of: the content of a file, and the view of it."""
+        if isinstance(item, View):
+            return f"{self._key(item.path)}-{item.mark}-{item.number}"
+        if item not in self._keys:
+            self._keys[item] = content_key(item)
+        return self._keys[item]
 
     def _write(self, shard: dict[str, torch.Tensor]) -> None:
         name = hashlib.sha256("".join(shard).encode()).hexdigest()[:16]
@@ -103,11 +128,11 @@ class FeatureCache:
 
 
 @torch.no_grad()
-def _encode(keys: list[str], paths: list[Path], encode: Encode) -> dict[str, torch.Tensor]:
-    """fp16 features of one batch by content key."""
+def _encode(keys: list[str], items: list[Item], encode: Encode) -> dict[str, torch.Tensor]:
+    """fp16 features of one batch by key."""
     features = {}
-    for key, path, tensor in zip(keys, paths, encode(paths), strict=True):
+    for key, item, tensor in zip(keys, items, encode(items), strict=True):
         features[key] = tensor.half().cpu().contiguous().clone()
         if not torch.isfinite(features[key]).all():
-            raise ValueError(f"{path}: tower features are not finite in fp16")
+            raise ValueError(f"{item}: tower features are not finite in fp16")
     return features

@@ -6,10 +6,26 @@ from typing import Any
 
 import torch
 
-from mixlora.modeling.audio_processing_mixlora import load_clip
-from mixlora.modeling.image_processing_mixlora import load_picture
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
-from mixlora.training.data.feature_cache import Encode, FeatureCache, fingerprint
+from mixlora.training.data.augment import Augmenter
+from mixlora.training.data.feature_cache import Encode, FeatureCache, Item, fingerprint
+
+LONGEST_SPAN = 12
+"""Tower frames (of 20 ms with Whisper) in a masked span."""
+
+
+def mask_spans(features: torch.Tensor, share: float) -> torch.Tensor:
+    """A copy with spans of frames set to zero, about `share` of all (SpecAugment's time masks, arXiv 1904.08779).
+
+    Args:
+        features: `[frames, width]` of a clip.
+        share: expected share of masked frames; draws come from torch's generator.
+    """
+    masked = features.clone()
+    for _ in range(int(share * len(features) / ((1 + LONGEST_SPAN) / 2) + torch.rand(()).item())):
+        start = int(torch.randint(len(features), ()))
+        masked[start : start + int(torch.randint(1, LONGEST_SPAN + 1, ()))] = 0
+    return masked
 
 
 class Media:
@@ -17,20 +33,22 @@ class Media:
 
     Attributes:
         caches: modality (`image`, `audio`) -> its feature cache; a modality without one is read from its files.
+        augmenter: makes the views of files; none by default.
     """
 
-    def __init__(self, model: MixLoraForConditionalGeneration, processor: Any):
-        self.processor = processor
+    def __init__(self, model: MixLoraForConditionalGeneration, processor: Any, mask_time: float = 0.0):
+        self.processor, self.mask_time = processor, mask_time
         self.image_tokens = model.config.vision_tokens_per_side**2
         self.speech_stack = model.config.speech_stack
         self.caches: dict[str, FeatureCache] = {}
-        self._audio_tokens: dict[Path, int] = {}
+        self._audio_tokens: dict[Item, int] = {}
+        self.augmenter = Augmenter()
 
     def cache(
-        self, model: MixLoraForConditionalGeneration, folder: Path, images: Sequence[Path], audio: Sequence[Path]
+        self, model: MixLoraForConditionalGeneration, folder: Path, images: Sequence[Item], audio: Sequence[Item]
     ) -> None:
-        """Computes and keeps the features of every file whose tower no gradient reaches."""
-        encoders: dict[str, tuple[str, Sequence[Path], Any, Encode]] = {
+        """Computes and keeps the features of every file and view whose tower no gradient reaches."""
+        encoders: dict[str, tuple[str, Sequence[Item], Any, Encode]] = {
             "image": ("vision_tower", images, self.processor.image_processor, lambda files: self._see(model, files)),
             "audio": ("speech_tower", audio, self.processor.audio_processor, lambda files: self._hear(model, files)),
         }
@@ -42,19 +60,21 @@ class Media:
             mark = fingerprint(tower, {"processor": settings.to_dict(), "layers": model.config.vision_layers})
             self.caches[kind] = FeatureCache(folder / f"{kind}-{mark}")
             done = self.caches[kind].fill(files, encode, f"{name} features")
-            print(f"  {name}: {len(set(files)):,} files, {done:,} computed now, the others read from {folder}")
+            print(
+                f"  {name}: {len(set(files)):,} files and views, {done:,} computed now, the others read from {folder}"
+            )
 
-    def audio_tokens(self, path: Path) -> int:
+    def audio_tokens(self, item: Item) -> int:
         """Placeholders of a clip."""
-        if path not in self._audio_tokens:
+        if item not in self._audio_tokens:
             if "audio" in self.caches:
-                frames = self.caches["audio"].tokens(path)
+                frames = self.caches["audio"].tokens(item)
             else:
-                frames = -(-int(self.clips([path])["input_features_mask"].sum()) // 2)
-            self._audio_tokens[path] = -(-frames // self.speech_stack)
-        return self._audio_tokens[path]
+                frames = -(-int(self.clips([item])["input_features_mask"].sum()) // 2)
+            self._audio_tokens[item] = -(-frames // self.speech_stack)
+        return self._audio_tokens[item]
 
-    def inputs(self, images: Sequence[Path], audio: Sequence[Path]) -> dict[str, Any]:
+    def inputs(self, images: Sequence[Item], audio: Sequence[Item]) -> dict[str, Any]:
         """Model inputs for the media of a batch, in order of appearance."""
         inputs: dict[str, Any] = {}
         features: dict[str, list[torch.Tensor]] = {}
@@ -63,19 +83,23 @@ class Media:
                 features[f"{kind}_features"] = [self.caches[kind][file] for file in files]
             elif files:
                 inputs |= read(files)
+        if self.mask_time and "audio_features" in features:
+            features["audio_features"] = [mask_spans(clip, self.mask_time) for clip in features["audio_features"]]
         return inputs | ({"mm_encoder_outputs": features} if features else {})
 
-    def pictures(self, files: Sequence[Path]) -> dict[str, torch.Tensor]:
+    def pictures(self, files: Sequence[Item]) -> dict[str, torch.Tensor]:
         """`pixel_values` `[crops, 3, height, width]` and `image_sizes`."""
-        return dict(self.processor.image_processor([load_picture(file) for file in files], return_tensors="pt"))
+        pictures = [self.augmenter.picture(file) for file in files]
+        return dict(self.processor.image_processor(pictures, return_tensors="pt"))
 
-    def clips(self, files: Sequence[Path]) -> dict[str, torch.Tensor]:
+    def clips(self, files: Sequence[Item]) -> dict[str, torch.Tensor]:
         """`input_features` `[clips, frames, mels]` and `input_features_mask` `[clips, frames]`."""
-        return dict(self.processor.audio_processor([load_clip(file) for file in files], return_tensors="pt"))
+        clips = [self.augmenter.clip(file) for file in files]
+        return dict(self.processor.audio_processor(clips, return_tensors="pt"))
 
-    def _see(self, model: MixLoraForConditionalGeneration, files: Sequence[Path]) -> list[torch.Tensor]:
+    def _see(self, model: MixLoraForConditionalGeneration, files: Sequence[Item]) -> list[torch.Tensor]:
         return model.model.encode_vision(self.pictures(files)["pixel_values"].to(model.device))
 
-    def _hear(self, model: MixLoraForConditionalGeneration, files: Sequence[Path]) -> list[torch.Tensor]:
+    def _hear(self, model: MixLoraForConditionalGeneration, files: Sequence[Item]) -> list[torch.Tensor]:
         inputs = {name: tensor.to(model.device) for name, tensor in self.clips(files).items()}
         return model.model.encode_speech(inputs["input_features"], inputs["input_features_mask"])
