@@ -148,7 +148,7 @@ def export_vllm(source: str | Path, destination: str | Path) -> str:
     return finish_vllm(config, Path(source), Path(destination))
 
 
-def finish_vllm(config: MixLoraConfig, source: Path, destination: Path) -> str:
+def finish_vllm(config: Any, source: Path, destination: Path) -> str:
     """Adds adapter folders and the command to a folder in Microsoft's layout; gives the command."""
     export_adapters(source, destination, "{}-lora")
     rank = max(spec["r"] for spec in config.adapters.values())

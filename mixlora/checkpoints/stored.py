@@ -90,7 +90,7 @@ def write(folder: Path, tensors: dict[str, Stored], limit: int = SHARD) -> None:
     if len(shards) == 1:
         write_file(folder / "model.safetensors", tensors)
         return
-    places = {}
+    places: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         write_file(folder / file, shard)
