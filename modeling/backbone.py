@@ -164,7 +164,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
         tokens = self.project_speech(features, beside_picture)
         blank = self.config.speech_blank_token_id
         if blank is not None:
-            table = self.get_input_embeddings().weight
+            table: torch.Tensor = self.language_model.embed_tokens.weight
             tokens = [compress_by_ctc(clip, table.to(clip.device), blank) for clip in tokens]
         return MediaOutput(pooler_output=tokens)
 
