@@ -117,8 +117,7 @@ class Stage:
     copy: dict[str, str] = field(default_factory=dict)
     """Trained group -> the group whose values it starts from."""
     ctc_weight: float = 0.0
-    """Share of the loss that finds the answer's tokens in the projected clip by CTC, as in hybrid CTC/attention
-    (Watanabe et al. 2017, section II-C); the cross entropy has the rest. 1 leaves the decoder out, which is fast."""
+    """Share of the loss that is CTC on the projected clip (Watanabe et al. 2017, II-C); 1 does not run the decoder."""
     mask_time: float = 0.0
     """Share of each clip's cached frames that is set to zero in short spans, drawn anew each time (SpecAugment)."""
     gradient_accumulation: int = 1
