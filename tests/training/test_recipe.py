@@ -26,7 +26,8 @@ def test_shipped_recipes_parse(path: Path) -> None:
     stages = ["text", "vision_align", "vision_sft", "speech_align", "speech_sft", "vision_speech"]
     if path.stem == "default":
         stages.insert(1, "text_copy")
-        stages.insert(4, "vision_polish")
+    if path.stem == "speech_ctc":
+        stages = stages[3:5]
     assert [stage.name for stage in load_recipe(path).stages] == stages
     assert find_recipe(path.stem) == path
 
