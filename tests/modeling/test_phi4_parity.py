@@ -1,5 +1,6 @@
 """Phi-4-Multimodal from a checkpoint in transformers' layout gives the logits of transformers' model, row by row."""
 
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -67,7 +68,7 @@ def assert_same(found: torch.Tensor, wanted: torch.Tensor) -> None:
 @pytest.mark.parametrize("kind", ROWS)
 def test_logits_are_those_of_transformers(kind: str, seed: int) -> None:
     """In double precision: loud weights and long clips amplify the rounding of single precision past the bound."""
-    peer, ours = (model.double() for model in models(seed))
+    peer, ours = (deepcopy(model).double() for model in models(seed))
     row = {name: as_double(value) for name, value in make_row(**ROWS[kind], seed=seed).items()}
     with torch.no_grad():
         found = ours(**our_inputs([row])).logits[0]
