@@ -34,16 +34,10 @@ def adapter_tensors(model: "MixLoraForConditionalGeneration", adapter: str) -> d
     return {adapter_key(name, adapter): model.get_parameter(name) for name in names}
 
 
-def save_adapter(model: "MixLoraForConditionalGeneration", folder: str | Path, adapter: str) -> None:
-    """Writes `adapter_config.json` and `adapter_model.safetensors`."""
+def write_config(folder: Path, spec: dict[str, Any], targets: list[str], base: str | None) -> None:
+    """Writes PEFT's `adapter_config.json` for an entry of `config.adapters`."""
     from peft import LoraConfig  # here, since importing peft takes a second
 
-    tensors = adapter_tensors(model, adapter)
-    spec = model.config.adapters[adapter]
-    targets = sorted({name.rsplit(".", 3)[1] for name in tensors})
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    base = (model.config.base_model or {}).get("name_or_path")
     LoraConfig(
         r=spec["r"],
         lora_alpha=spec["alpha"],
@@ -53,6 +47,17 @@ def save_adapter(model: "MixLoraForConditionalGeneration", folder: str | Path, a
         base_model_name_or_path=base,
         inference_mode=True,
     ).save_pretrained(folder)
+
+
+def save_adapter(model: "MixLoraForConditionalGeneration", folder: str | Path, adapter: str) -> None:
+    """Writes `adapter_config.json` and `adapter_model.safetensors`."""
+    tensors = adapter_tensors(model, adapter)
+    spec = model.config.adapters[adapter]
+    targets = sorted({name.rsplit(".", 3)[1] for name in tensors})
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    base = (model.config.base_model or {}).get("name_or_path")
+    write_config(folder, spec, targets, base)
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
 
 

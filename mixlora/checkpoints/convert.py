@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mixlora.checkpoints.stored import Stored, read, read_file, write, write_file
-from mixlora.modeling.adapter_folders import WEIGHTS, read_spec
+from mixlora.modeling.adapter_folders import WEIGHTS, read_spec, write_config
 from mixlora.modeling.configuration_mixlora import MixLoraConfig
 from mixlora.modeling.key_maps import KEY_MAPS, adapter_map, renamer
 from mixlora.modeling.phi4_checkpoint import ADAPTER_FOLDERS
@@ -176,8 +176,6 @@ def export_peft(source: str | Path, destination: str | Path) -> list[str]:
 
 def export_adapters(source: Path, destination: Path, template: str) -> list[str]:
     """Writes each adapter of `source` as a PEFT folder named by `template`; gives the adapters' names."""
-    from peft import LoraConfig  # here, since importing peft takes a second
-
     config = MixLoraConfig.from_pretrained(str(source))
     stored = read(source)
     for adapter, spec in config.adapters.items():
@@ -185,15 +183,7 @@ def export_adapters(source: Path, destination: Path, template: str) -> list[str]
         folder = destination / template.format(adapter)
         targets = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tensors})
         folder.mkdir(parents=True)
-        LoraConfig(
-            r=spec["r"],
-            lora_alpha=spec["alpha"],
-            lora_dropout=spec["dropout"],
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-            base_model_name_or_path=(config.base_model or {}).get("name_or_path"),
-            inference_mode=True,
-        ).save_pretrained(folder)
+        write_config(folder, spec, targets, (config.base_model or {}).get("name_or_path"))
         write_file(folder / WEIGHTS, tensors)
     return sorted(config.adapters)
 
