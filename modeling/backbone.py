@@ -165,7 +165,10 @@ class MixLoraModel(MixLoraPreTrainedModel):
         blank = self.config.speech_blank_token_id
         if blank is not None:
             table: torch.Tensor = self.language_model.embed_tokens.weight
-            tokens = [compress_by_ctc(clip, table.to(clip.device), blank) for clip in tokens]
+            tokens = [
+                clip if beside else compress_by_ctc(clip, table.to(clip.device), blank)
+                for clip, beside in zip(tokens, beside_picture or [False] * len(tokens), strict=True)
+            ]
         return MediaOutput(pooler_output=tokens)
 
     def project_speech(

@@ -1,4 +1,5 @@
-"""Write build/data/text.jsonl (dictionary text, short chats, studio prompts, exercises) and copy.jsonl (copying).
+"""Write build/data/text.jsonl (dictionary text, short chats, studio prompts, exercises), copy.jsonl (copying words) and
+copy_pieces.jsonl (copying pieces of words after silence, as a clip comes to the decoder).
 
 Run: python scripts/prepare_text.py     (after scripts/fetch.py)
 """
@@ -169,6 +170,36 @@ def copy_rows(rng: random.Random, sentences: list[str], words: list[str], count:
         yield chat_row("copy", said, ask.format(heard))
 
 
+def pieces_of(words: list[str], rng: random.Random, count: int) -> str:
+    """That many random pieces of words, joined into words that nobody knows."""
+    text = ""
+    for _ in range(count):
+        word = rng.choice(words)
+        start = rng.randrange(len(word))
+        text += (" " if rng.random() < 0.6 else "") + word[start : start + rng.randint(1, 6)]
+    return text.strip()
+
+
+def copy_piece_rows(rng: random.Random, sentences: list[str], words: list[str], count: int) -> Iterator[Row]:
+    """Copying token by token, whatever the tokens: pieces of words, then mended sentences, often after silence.
+
+    Silence is written as line breaks, so that a clip, which comes as what CTC hears in it after line breaks, is
+    nothing new to the decoder.
+    """
+    for _ in range(count):
+        draw = rng.random()
+        if draw < 0.5:
+            said = heard = sentence(pieces_of(words, rng, rng.choice([1, 2, 3, 4, 6, 8, 12, 16, 24])))
+        elif draw < 0.7:
+            said = heard = sentence(" ".join(rng.choices(words, k=rng.randint(1, 12))))
+        else:
+            said = rng.choice(sentences)
+            heard = misheard(said, rng)
+        silence = "\n" * rng.randint(0, 40) if rng.random() < 0.7 else ""
+        gap = rng.choice(["", " ", "\n"] if heard[-1] in ".?!" else [" ", "\n"])
+        yield chat_row("copy", said, silence + heard + gap + rng.choice(TRANSCRIBE_PROMPTS))
+
+
 def chat_rows(rng: random.Random, times: int) -> Iterator[Row]:
     """Every question of CHATS, several times, with one of its answers, sometimes lower case or without its mark."""
     for _ in range(times):
@@ -197,6 +228,7 @@ def main() -> None:
     spoken = [word for text in prompts for word in plain(text).split()]
     words += spoken * (len(words) // len(spoken))  # half of them as often as the studio voice says them
     write_jsonl(DATA / "copy.jsonl", copy_rows(rng, short, words, 40000))
+    write_jsonl(DATA / "copy_pieces.jsonl", copy_piece_rows(rng, short, words, 50000))
 
 
 if __name__ == "__main__":
