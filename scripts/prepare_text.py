@@ -1,5 +1,5 @@
-"""Write build/data/text.jsonl (dictionary text, short chats, studio prompts, exercises), copy.jsonl (copying words) and
-copy_pieces.jsonl (copying pieces of words after silence, as a clip comes to the decoder).
+"""Write build/data/text.jsonl (dictionary text, short chats, studio prompts, exercises), copy.jsonl (copying words)
+and copy_pieces.jsonl (copying pieces of words after silence, as a clip comes to the decoder).
 
 Run: python scripts/prepare_text.py     (after scripts/fetch.py)
 """

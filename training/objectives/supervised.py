@@ -1,4 +1,4 @@
-"""Training objectives: tensors in, a scalar out. They know nothing of the trainer or the model."""
+"""Learning from text that is given: cross entropy of the next token, and CTC for clips."""
 
 from collections.abc import Sequence
 
@@ -68,6 +68,17 @@ def ctc_loss(
         zero_infinity=True,  # a clip with fewer tokens than its text teaches nothing
     )
     return losses / max(1, sum(len(target) for target in targets))
+
+
+def response_mask(labels: torch.Tensor, llavamod_compat: bool = False) -> torch.Tensor:
+    """Where a hidden state predicts a labelled token: one place before the token.
+
+    Args:
+        labels: `[batch, length]`, -100 where a token is not to be predicted.
+        llavamod_compat: at the token itself, as LLaVA-MoD released it: each answer's first token is then never learnt.
+    """
+    labelled = labels != IGNORED
+    return labelled if llavamod_compat else torch.nn.functional.pad(labelled[:, 1:], (0, 1))
 
 
 def supervised_positions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

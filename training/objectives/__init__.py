@@ -1,0 +1,24 @@
+"""Training objectives: tensors in, a scalar out. They know nothing of the trainer or the model."""
+
+from mixlora.training.objectives.mimic import DIVERGENCES, mimic_loss
+from mixlora.training.objectives.preference import PREFERENCES, preference_loss, sequence_log_probs
+from mixlora.training.objectives.supervised import (
+    IGNORED,
+    ctc_loss,
+    next_token_loss,
+    response_mask,
+    supervised_positions,
+)
+
+__all__ = [
+    "DIVERGENCES",
+    "IGNORED",
+    "PREFERENCES",
+    "ctc_loss",
+    "mimic_loss",
+    "next_token_loss",
+    "preference_loss",
+    "response_mask",
+    "sequence_log_probs",
+    "supervised_positions",
+]
