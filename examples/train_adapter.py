@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from mixlora import MixLoraForConditionalGeneration, default_checkpoint
     from mixlora.chat import ChatSession
-    from mixlora.training.recipe import Recipe, Source, Stage
+    from mixlora.training.stages import Recipe, Source, Stage
     from mixlora.training.train import train
 
     start = args.model or default_checkpoint()

@@ -18,7 +18,10 @@ from mixlora.training.data.batches import BatchPlan, plan_batches
 from mixlora.training.data.collate import Collator, Example, Tokenizer, views_by_row
 from mixlora.training.data.media import Media
 from mixlora.training.data.rows import Row, RowError, read_rows
-from mixlora.training.recipe import Recipe, RecipeError, Stage, find_recipe, load_recipe, nearest
+from mixlora.training.recipe import find_recipe, load_recipe, nearest
+from mixlora.training.stages import Recipe, RecipeError, Stage
+from mixlora.training.steps import MimicStep, PreferenceStep, Step, SupervisedStep
+from mixlora.training.teacher import SELF, CheckpointTeacher, SelfTeacher, Teacher, check_fit
 from mixlora.training.trainer import StageTrainer, last_checkpoint, training_arguments
 
 
@@ -57,10 +60,11 @@ def _run(stage: Stage, recipe: Recipe, start: str, folder: Path, cache: Path) ->
     media = Media(model, processor, stage.mask_time)
     examples = _examples(stage, model, processor, media, cache)
     plan = _plan(stage, examples, recipe.seed)
-    collator = Collator(media, processor.tokenizer.pad_token_id)
+    step, teacher_media = _objective(stage, model, processor, media, examples, cache)
+    collator = Collator(media, processor.tokenizer.pad_token_id, teacher_media)
     checkpoints = folder / "checkpoints"
     args = training_arguments(stage, checkpoints, recipe.seed)
-    trainer = StageTrainer(model, processor, examples, plan, collator, args, stage.ctc_weight)
+    trainer = StageTrainer(model, processor, examples, plan, collator, args, step)
     last = last_checkpoint(checkpoints)
     if last:
         print(f"  going on from {last}")
@@ -119,6 +123,11 @@ def _examples(stage: Stage, model: Any, processor: Any, media: Media, cache: Pat
         rows.append((read_rows(Path(source.path), source.limit), source.weight))
         print(f"  {len(rows[-1][0]):,} rows of {source.path}, weight {source.weight:g}")
     every = [row for group, _ in rows for row in group]
+    pairs = stage.objective == "preference"
+    for row in every:
+        if (row.rejected is not None) != pairs:
+            wanted = "prompt, chosen and rejected" if pairs else "messages or text"
+            raise RowError(f"{row.source}: objective {stage.objective} takes rows with {wanted}")
     media.augmenter = augmenter = Augmenter(stage.augment, [path for row in every for path in row.audio])
     views = [augmenter.media(row, view) for row in every for view in range(augmenter.count(row))]
     media.cache(model, cache, [p for images, _ in views for p in images], [p for _, audio in views for p in audio])
@@ -131,9 +140,38 @@ def _examples(stage: Stage, model: Any, processor: Any, media: Media, cache: Pat
     return examples
 
 
+def _objective(
+    stage: Stage, model: Any, processor: Any, media: Media, examples: list[Example], cache: Path
+) -> tuple[Step, Media | None]:
+    """The step of a stage's objective, and the teacher's media where its towers are others than the student's."""
+    if stage.objective == "sft":
+        pad, end = processor.tokenizer.pad_token_id, processor.tokenizer.convert_tokens_to_ids("<|end|>")
+        return SupervisedStep(stage.ctc_weight, pad, end, stage.gradient_accumulation), None
+    teacher: Teacher | None = None
+    teacher_media = None
+    if stage.teacher == SELF:
+        teacher = SelfTeacher(model)
+    elif stage.teacher:
+        loaded = MixLoraForConditionalGeneration.from_pretrained(stage.teacher, dtype=torch.float32).to(model.device)
+        teacher_processor = MixLoraProcessor.from_pretrained(stage.teacher)
+        check_fit(model, processor, loaded, teacher_processor, stage.teacher)
+        teacher = CheckpointTeacher(loaded)
+        teacher_media = Media(loaded, teacher_processor)
+        teacher_media.augmenter = media.augmenter
+        both = [each for example in examples for each in (example, example.rejected) if each is not None]
+        images, audio = ([item for each in both for item in getattr(each, kind)] for kind in ("images", "audio"))
+        teacher_media.cache(loaded, cache, images, audio)
+        if teacher_media.same_features(media):
+            teacher_media = None
+    if stage.objective == "preference":
+        return PreferenceStep(teacher, stage.preference, stage.gradient_accumulation), teacher_media
+    assert teacher is not None  # the stage was checked
+    return MimicStep(teacher, stage.mimic), teacher_media
+
+
 def _plan(stage: Stage, examples: list[Example], seed: int) -> BatchPlan:
     """All batches of the stage."""
-    lengths = [len(example.ids) for example in examples]
+    lengths = [example.size for example in examples]
     views = views_by_row(examples)
     plan = plan_batches(
         lengths,

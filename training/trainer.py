@@ -1,4 +1,4 @@
-"""The one trainer: transformers' loop over a batch plan that is drawn beforehand, with our objective."""
+"""The one trainer: transformers' loop over a batch plan that is drawn beforehand, with the stage's objective."""
 
 import json
 import math
@@ -10,11 +10,10 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from mixlora.modeling.projectors import CTC_SHARPNESS
 from mixlora.training.data.batches import BatchPlan
 from mixlora.training.data.collate import Collator, Example
-from mixlora.training.objectives import ctc_loss, next_token_loss, supervised_positions
-from mixlora.training.recipe import Stage
+from mixlora.training.stages import Stage
+from mixlora.training.steps import Step
 
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -34,12 +33,11 @@ class StageTrainer(Trainer):
         plan: BatchPlan,
         collator: Collator,
         args: TrainingArguments,
-        ctc_weight: float = 0.0,
+        step: Step,
     ):
         super().__init__(model=model, args=args, processing_class=processor, data_collator=collator)
-        self.examples, self.plan, self.collator = examples, plan, collator
-        self.ctc_weight = ctc_weight
-        self.pad, self.end = processor.tokenizer.pad_token_id, processor.tokenizer.convert_tokens_to_ids("<|end|>")
+        self.examples, self.plan, self.collator, self.step = examples, plan, collator, step
+        self._figures: dict[str, list[float]] = {}
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of the plan, in its order."""
@@ -53,49 +51,29 @@ class StageTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Cross entropy over the labelled tokens, normalised over the optimizer step; logits only where needed."""
-        positions, targets = supervised_positions(inputs["labels"])
-        rest = {name: value for name, value in inputs.items() if name != "labels"}
-        heard = self._ctc_loss(rest, inputs["labels"]) if self.ctc_weight else None
-        if heard is not None and self.ctc_weight == 1:
-            return (heard, {}) if return_outputs else heard
-        outputs = model(**rest, logits_to_keep=positions)
-        loss = next_token_loss(outputs.logits, targets, num_items_in_batch)
-        if heard is not None:
-            loss = (1 - self.ctc_weight) * loss + self.ctc_weight * heard
+        """What the stage's objective makes of the batch, normalised over the optimizer step."""
+        loss, figures = self.step(model, inputs, num_items_in_batch)
+        for name, value in figures.items():
+            self._figures.setdefault(name, []).append(value)
         if not loss.requires_grad:  # no row of this batch takes a trained part, such as text beside a trained adapter
             loss = loss + sum(p.sum() * 0 for p in model.parameters() if p.requires_grad)
         if num_items_in_batch is not None:  # counted over all processes, whose gradients are averaged
             loss = loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
-
-    def _ctc_loss(self, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
-        """CTC on the batch's clips."""
-        model: Any = self.accelerator.unwrap_model(self.model)
-        features = inputs.get("mm_encoder_outputs", {}).get("audio_features", [])
-        if "input_features" in inputs:
-            features = model.model.encode_speech(inputs["input_features"], inputs["input_features_mask"])
-        blank = model.config.speech_blank_token_id
-        loss = ctc_loss(
-            model.model.project_speech([clip.to(model.device) for clip in features]),
-            labels,
-            model.get_input_embeddings().weight,
-            blank=self.pad if blank is None else blank,
-            end=self.end,
-            sharpness=CTC_SHARPNESS,
-        )
-        return loss / self.args.gradient_accumulation_steps
+        return (loss, {}) if return_outputs else loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the estimate walks all parameters in every step."""
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in transformers, but a loss that is not finite ends the training.
+        """As in transformers, with the objective's figures; but a loss that is not finite ends the training.
 
         Raises:
             FloatingPointError: with the step.
         """
+        if "loss" in logs:
+            logs |= {name: sum(values) / len(values) for name, values in self._figures.items()}
+            self._figures.clear()
         super().log(logs, start_time)
         if not math.isfinite(logs.get("loss", 0.0)):
             raise FloatingPointError(

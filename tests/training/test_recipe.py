@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mixlora.training.recipe import PACKAGED, RecipeError, find_recipe, load_recipe
+from mixlora.training.recipe import PACKAGED, find_recipe, load_recipe
+from mixlora.training.stages import RecipeError
 
 MINIMAL = """
 model: start

@@ -18,7 +18,7 @@ from mixlora.training import train as entry
 from mixlora.training.data.collate import Collator, Tokenizer
 from mixlora.training.data.media import Media
 from mixlora.training.data.rows import read_rows
-from mixlora.training.recipe import RecipeError
+from mixlora.training.stages import RecipeError
 from mixlora.training.trainer import StageTrainer, last_checkpoint
 from tests.training.training_fixtures import make_start, write_recipe, write_rows
 

@@ -21,7 +21,7 @@ from mixlora.modeling.audio_processing_mixlora import RATE, SHORTEST, load_clip
 from mixlora.modeling.image_processing_mixlora import load_picture
 from mixlora.training.data.feature_cache import Item, View, content_key
 from mixlora.training.data.rows import Row
-from mixlora.training.recipe import Augment, RecipeError
+from mixlora.training.stages import Augment, RecipeError
 
 DRAWING = 1
 """Raise it when a view comes out differently than before: cached features of the old one are then not read."""

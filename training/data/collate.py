@@ -1,7 +1,7 @@
 """Rows to token ids and labels, once; and examples to padded batches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class Example:
         images, audio: media files in order of appearance.
         weight: how often it is seen in an epoch.
         view: 0 for the row with its media as they are, more for views of them.
+        rejected: of a preference, the example of the rejected answer; this one is of the chosen.
     """
 
     ids: torch.Tensor
@@ -33,6 +34,12 @@ class Example:
     audio: tuple[Item, ...] = ()
     weight: float = 1.0
     view: int = 0
+    rejected: "Example | None" = None
+
+    @property
+    def size(self) -> int:
+        """Tokens that it takes in a batch, those of the rejected answer and padding between the two included."""
+        return len(self.ids) if self.rejected is None else 2 * max(len(self.ids), len(self.rejected.ids))
 
 
 def views_by_row(examples: Sequence[Example]) -> list[list[int]]:
@@ -76,47 +83,76 @@ class Tokenizer:
         examples: list[Example] = []
         for start in range(0, len(chats), CHUNK):
             chunk = chats[start : start + CHUNK]
-            encoded = self.tokenizer.apply_chat_template(
-                [[checked_message(message, row.source, bare=True) for message in row.messages or []] for row in chunk],
-                chat_template=self.processor.chat_template,
-                tokenize=True,
-                return_dict=True,
-                sanitize_control_tokens=True,
-            )["input_ids"]
-            for row, ids in zip(chunk, encoded, strict=True):
-                views = [self._example(row, ids, weight, view) for view in range(self.media.augmenter.count(row))]
-                if len(views[0].ids) > self.max_length:
+            pairs = [row for row in chunk if row.rejected is not None]
+            rejected = iter(self._ids([row.rejected or [] for row in pairs], pairs))
+            for row, ids in zip(chunk, self._ids([row.messages or [] for row in chunk], chunk), strict=True):
+                other = next(rejected) if row.rejected is not None else None
+                views = [
+                    self._example(row, ids, other, weight, view) for view in range(self.media.augmenter.count(row))
+                ]
+                fitting = [example for example in views if self._fits(example)]
+                if self._fits(views[0]):
+                    examples += fitting
+                else:
                     self.left_out += 1
-                    continue
-                examples += [example for example in views if len(example.ids) <= self.max_length]
         return examples + (self._blocks(texts, weight) if texts else [])
 
-    def _example(self, row: Row, ids: list[int], weight: float, view: int) -> Example:
-        """Expands placeholders, and labels what the assistant says, `<|end|>` included."""
+    def _fits(self, example: Example) -> bool:
+        return max(len(each.ids) for each in (example, example.rejected) if each is not None) <= self.max_length
+
+    def _ids(self, conversations: Sequence[list[dict[str, Any]]], rows: Sequence[Row]) -> list[list[int]]:
+        """Token ids of a conversation of each row, a single placeholder for each of its media."""
+        if not rows:
+            return []
+        encoded: list[list[int]] = self.tokenizer.apply_chat_template(
+            [
+                [checked_message(message, row.source, bare=True) for message in messages]
+                for messages, row in zip(conversations, rows, strict=True)
+            ],
+            chat_template=self.processor.chat_template,
+            tokenize=True,
+            return_dict=True,
+            sanitize_control_tokens=True,
+        )["input_ids"]
+        return encoded
+
+    def _example(self, row: Row, ids: list[int], rejected: list[int] | None, weight: float, view: int) -> Example:
+        """Expands placeholders, and labels what the assistant says, of a preference the last answer alone."""
         images, audio = self.media.augmenter.media(row, view)
         counts = {
-            self.image: iter([self.media.image_tokens] * len(images)),
-            self.audio: iter([self.media.audio_tokens(item) for item in audio]),
+            self.image: [self.media.image_tokens] * len(images),
+            self.audio: [self.media.audio_tokens(item) for item in audio],
         }
-        expanded: list[int] = []
-        for token in ids:
-            expanded += [token] * next(counts[token]) if token in counts else [token]
-        tensor = torch.tensor(expanded)
-        labels = self._labels(tensor)
-        if not (labels != IGNORED).any():
-            raise RowError(f"{row.source}: the assistant says nothing to learn from")
-        return Example(tensor, labels, images, audio, weight, view)
+        examples: list[Example] = []
+        for answer in (ids, rejected):
+            if answer is None:
+                continue
+            left = {token: iter(sizes) for token, sizes in counts.items()}
+            expanded: list[int] = []
+            for token in answer:
+                expanded += [token] * next(left[token]) if token in left else [token]
+            tensor = torch.tensor(expanded)
+            labels = self._labels(tensor, last_alone=rejected is not None)
+            if not (labels != IGNORED).any():
+                raise RowError(f"{row.source}: the assistant says nothing to learn from")
+            examples.append(Example(tensor, labels, images, audio, weight, view))
+        return examples[0] if rejected is None else replace(examples[0], rejected=examples[1])
 
-    def _labels(self, ids: torch.Tensor) -> torch.Tensor:
+    def _labels(self, ids: torch.Tensor, last_alone: bool = False) -> torch.Tensor:
         """`ids` between `<|assistant|>` and the `<|end|>` that closes it, -100 elsewhere and at placeholders.
 
         Control tokens in the content of a message never get here: the template sanitises them.
+
+        Args:
+            last_alone: label the last of the assistant's messages only.
         """
         labels = torch.full_like(ids, IGNORED)
         speaking = False
         for position, token in enumerate(ids.tolist()):
             if speaking and token not in (self.image, self.audio):
                 labels[position] = token
+            if token == self.start and last_alone:
+                labels[:position] = IGNORED
             speaking = token == self.start or (speaking and token != self.end)
         return labels
 
@@ -138,13 +174,20 @@ class Tokenizer:
 
 
 class Collator:
-    """Pads examples on the right into one batch, with their media in order of appearance."""
+    """Pads examples on the right into one batch, with their media in order of appearance.
 
-    def __init__(self, media: Media, pad_token_id: int):
-        self.media, self.pad = media, pad_token_id
+    Of preferences, all chosen answers come first, then all rejected ones in the same order.
+
+    Args:
+        teacher_media: where a teacher's towers are others than the student's, its media, given as `teacher_inputs`.
+    """
+
+    def __init__(self, media: Media, pad_token_id: int, teacher_media: Media | None = None):
+        self.media, self.pad, self.teacher_media = media, pad_token_id, teacher_media
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """`input_ids`, `attention_mask`, `labels` `[batch, length]`, and what `Media.inputs` gives."""
+        examples = [*examples, *(example.rejected for example in examples if example.rejected is not None)]
         shape = len(examples), max(len(example.ids) for example in examples)
         ids, labels = torch.full(shape, self.pad), torch.full(shape, IGNORED)
         mask = torch.zeros(shape, dtype=torch.long)
@@ -153,4 +196,7 @@ class Collator:
             ids[row, :length], labels[row, :length], mask[row, :length] = example.ids, example.labels, 1
         images = [item for example in examples for item in example.images]
         audio = [item for example in examples for item in example.audio]
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels, **self.media.inputs(images, audio)}
+        inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels, **self.media.inputs(images, audio)}
+        if self.teacher_media is not None:
+            inputs["teacher_inputs"] = self.teacher_media.inputs(images, audio)
+        return inputs

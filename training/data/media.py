@@ -64,6 +64,11 @@ class Media:
                 f"  {name}: {len(set(files)):,} files and views, {done:,} computed now, the others read from {folder}"
             )
 
+    def same_features(self, other: "Media") -> bool:
+        """Whether both read the same cached features, so that one's serve for the other."""
+        folders = [{kind: cache.folder for kind, cache in media.caches.items()} for media in (self, other)]
+        return folders[0] == folders[1]
+
     def audio_tokens(self, item: Item) -> int:
         """Placeholders of a clip."""
         if item not in self._audio_tokens:

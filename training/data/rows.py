@@ -1,4 +1,4 @@
-"""Training rows from JSONL: conversations with pictures and clips, or plain text; every fault names file and line."""
+"""Training rows from JSONL: conversations, preferences or plain text; every fault names file and line."""
 
 import json
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool")
 MEDIA = ("image", "audio")
+KINDS = ("messages", "prompt", "text")
 
 
 class RowError(ValueError):
@@ -21,6 +22,8 @@ class Row:
     Attributes:
         source: `file:line`.
         messages: the conversation as a chat template takes it, media parts without their media; None for plain text.
+            Of a preference, the prompt with the chosen answer.
+        rejected: of a preference, the prompt with the rejected answer.
         text: plain text for language modelling; None for a conversation.
         images: picture files in order of appearance.
         audio: clip files in order of appearance.
@@ -33,6 +36,7 @@ class Row:
     images: tuple[Path, ...] = ()
     audio: tuple[Path, ...] = ()
     task: str = ""
+    rejected: list[dict[str, Any]] | None = None
 
 
 def read_rows(path: Path, limit: int = 0) -> list[Row]:
@@ -67,22 +71,45 @@ def _parse(line: str, source: str, folder: Path) -> Row:
         raw = json.loads(line)
     except json.JSONDecodeError as error:
         raise RowError(f"{source}: not JSON: {error}") from error
-    if not isinstance(raw, dict) or ("text" in raw) == ("messages" in raw):
-        raise RowError(f"{source}: expected an object with either messages or text")
+    if not isinstance(raw, dict) or sum(kind in raw for kind in KINDS) != 1:
+        raise RowError(
+            f"{source}: expected an object with one of messages, text, or prompt (with chosen and rejected)"
+        )
     task = str(raw.get("task", ""))
     if "text" in raw:
         if not isinstance(raw["text"], str) or not raw["text"].strip():
             raise RowError(f"{source}: text must be a string that is not empty, got {raw['text']!r}")
         return Row(source, text=raw["text"], task=task)
-    if not isinstance(raw["messages"], list) or not raw["messages"]:
-        raise RowError(f"{source}: messages must be a list that is not empty")
+    field = "messages" if "messages" in raw else "prompt"
     media: dict[str, list[Path]] = {kind: [] for kind in MEDIA}
-    messages = [
-        _message(message, f"{source}: message {i}", folder, media) for i, message in enumerate(raw["messages"])
-    ]
+    messages = _messages(raw[field], f"{source}: {field}", folder, media)
+    images, audio = tuple(media["image"]), tuple(media["audio"])
+    if field == "prompt":
+        chosen, rejected = (_answer(raw.get(name), f"{source}: {name}") for name in ("chosen", "rejected"))
+        if chosen == rejected:
+            raise RowError(f"{source}: chosen and rejected are the same answer")
+        return Row(source, [*messages, chosen], None, images, audio, task, [*messages, rejected])
     if not any(message["role"] == "assistant" for message in messages):
         raise RowError(f"{source}: no assistant message to learn from")
-    return Row(source, messages, images=tuple(media["image"]), audio=tuple(media["audio"]), task=task)
+    return Row(source, messages, None, images, audio, task)
+
+
+def _answer(raw: Any, where: str) -> dict[str, Any]:
+    """The assistant's message of a preference, given as a string or as that one message in a list."""
+    if isinstance(raw, list) and len(raw) == 1 and isinstance(raw[0], dict) and raw[0].get("role") == "assistant":
+        raw = raw[0].get("content")
+    if not isinstance(raw, str) or not raw.strip():
+        raise RowError(
+            f"{where}: expected an answer, a string that is not empty or one assistant message, got {raw!r:.80}"
+        )
+    return {"role": "assistant", "content": raw}
+
+
+def _messages(raw: Any, where: str, folder: Path, media: dict[str, list[Path]]) -> list[dict[str, Any]]:
+    """Messages with their media parts emptied; the media's files are appended to `media`."""
+    if not isinstance(raw, list) or not raw:
+        raise RowError(f"{where} must be a list that is not empty")
+    return [_message(message, f"{where} {i}", folder, media) for i, message in enumerate(raw)]
 
 
 def _message(raw: Any, where: str, folder: Path, media: dict[str, list[Path]]) -> dict[str, Any]:

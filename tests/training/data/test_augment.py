@@ -24,7 +24,8 @@ from mixlora.training.data.collate import Collator, Example, Tokenizer, views_by
 from mixlora.training.data.feature_cache import FeatureCache, Item, View
 from mixlora.training.data.media import Media
 from mixlora.training.data.rows import Row, read_rows
-from mixlora.training.recipe import Augment, RecipeError, load_recipe
+from mixlora.training.recipe import load_recipe
+from mixlora.training.stages import Augment, RecipeError
 from tests.training.training_fixtures import make_start, write_recipe, write_rows
 
 EVERY: dict[str, Any] = {

@@ -35,11 +35,11 @@ def test_rows(tmp_path: Path) -> None:
         ("{", "rows.jsonl:2: not JSON"),
         ({"task": "x"}, "rows.jsonl:2: expected an object with either messages or text"),
         ({"text": " "}, "rows.jsonl:2: text must be"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "rows.jsonl:2: message 0: expected a role"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "rows.jsonl:2: messages 0: expected a role"),
         ({"messages": [{"role": "user", "content": "x"}]}, "rows.jsonl:2: no assistant message"),
-        ({"messages": [{"role": "assistant", "content": 3}]}, "rows.jsonl:2: message 0: content must be"),
-        (chat({"type": "video", "path": "x"}), "rows.jsonl:2: message 0, part 0: expected a text part"),
-        (chat({"type": "audio", "path": "gone.wav"}), "rows.jsonl:2: message 0, part 0: no audio file at .*gone.wav"),
+        ({"messages": [{"role": "assistant", "content": 3}]}, "rows.jsonl:2: messages 0: content must be"),
+        (chat({"type": "video", "path": "x"}), "rows.jsonl:2: messages 0, part 0: expected a text part"),
+        (chat({"type": "audio", "path": "gone.wav"}), "rows.jsonl:2: messages 0, part 0: no audio file at .*gone.wav"),
     ],
 )
 def test_faults_name_file_and_line(tmp_path: Path, row: Any, message: str) -> None:
