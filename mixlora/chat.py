@@ -78,6 +78,19 @@ class ChatSession:
         texts = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [Answer(text.strip(), *route) for text, *route in zip(texts, modalities, adapters, strict=True)]
 
+    def sample_batch(self, rows: list[Row], samples: int, temperature: float) -> list[list[str]]:
+        """Draws several answers to each row, from torch's generator.
+
+        Raises:
+            RowError: a picture or clip can't be read.
+        """
+        inputs = self._encode([[row.turn()] for row in rows])
+        options = {"do_sample": True, "temperature": temperature, "top_k": 0, "num_return_sequences": samples}
+        output = self.model.generate(**inputs, **self._options() | options)
+        texts = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        stripped = [text.strip() for text in texts]
+        return [stripped[first : first + samples] for first in range(0, len(stripped), samples)]
+
     def _encode(self, conversations: list[list[dict[str, Any]]]) -> Any:
         """Model inputs of conversations that end with a user's turn, padded into one batch on the model's device."""
         inputs = self.processor.apply_chat_template(

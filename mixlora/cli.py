@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 export_app = typer.Typer(help="Write a checkpoint in another form.", no_args_is_help=True)
 app.add_typer(export_app, name="export")
+data_app = typer.Typer(help="Make rows for training.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 Model = Annotated[Path | None, typer.Option(help="Checkpoint folder; by default the one inside the package.")]
 Tokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
@@ -190,6 +192,40 @@ def train(
     from mixlora.training.train import train as run_recipe
 
     run_recipe(recipe, output, overrides or [])
+
+
+@data_app.command("prefer")
+def prefer(
+    output: Annotated[Path, typer.Argument(help="JSON lines to write, for objective: preference.")],
+    model: Model = None,
+    data: Annotated[Path | None, typer.Option(help="Rows as for eval; by default the held-out splits.")] = None,
+    task: Annotated[str | None, typer.Option(help="This task only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many rows of each task only.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Answers drawn for a row.")] = 8,
+    temperature: Annotated[float, typer.Option(help="Of the draws.")] = 1.0,
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FUNCTION", help="Scores (row, answer); by default the row's answers do."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at once.")] = 8,
+    max_new_tokens: Tokens = 64,
+) -> None:
+    """Sample answers, and write pairs of a better and a worse one."""
+    from mixlora.evaluation import preferences, tasks
+
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    rows = [row for group in tasks.select(data, task, limit).values() for row in group]
+    chosen_judge = preferences.load_judge(judge) if judge else preferences.truth
+    session = _load(model, max_new_tokens)
+    import torch
+
+    torch.manual_seed(seed)
+    found = preferences.preferences(
+        session, rows, samples=samples, temperature=temperature, judge=chosen_judge, batch_size=batch_size
+    )
+    print(f"wrote {preferences.write_preferences(found, output)} pairs of {len(rows)} rows to {output}")
 
 
 Source = Annotated[Path, typer.Argument(metavar="SRC", help="Checkpoint folder.")]

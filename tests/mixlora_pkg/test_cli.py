@@ -59,7 +59,7 @@ def error(*arguments: str) -> str:
     return ended.value.code
 
 
-@pytest.mark.parametrize("command", [[], ["chat"], ["eval"], ["train"], ["export"], ["export", "code"]])
+@pytest.mark.parametrize("command", [[], ["chat"], ["eval"], ["train"], ["data"], ["export"], ["export", "code"]])
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     program = (
         "import sys\nfrom mixlora.cli import main\n"
@@ -153,6 +153,31 @@ def test_eval_writes_figures(checkpoint: str, media: Path, capsys: pytest.Captur
     assert all(set(f) == {"task", "n", "metric", "value", "seconds_per_row"} for f in figures)
     assert len(capsys.readouterr().out.splitlines()) == 4
     assert "no row of task 'smell'" in error("eval", "--data", rows, "--task", "smell")
+
+
+def test_data_prefer_writes_pairs(checkpoint: str, media: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = write(media, {"task": "look", "prompt": "?", "images": ["p.png"], "answers": ["3"], "metric": "exact"})
+    out = media / "pairs.jsonl"
+    for _ in range(2):  # the same seed, the same pairs
+        first = out.read_text() if out.is_file() else None
+        run(
+            "data",
+            "prefer",
+            str(out),
+            "--model",
+            checkpoint,
+            "--data",
+            rows,
+            "--samples",
+            "3",
+            "--max-new-tokens",
+            "3",
+        )
+    assert "wrote 1 pairs of 1 rows" in capsys.readouterr().out
+    assert out.read_text() == first
+    pair = json.loads(first)
+    assert pair["chosen"] == "3" and pair["rejected"] not in ("3", "")
+    assert "temperature must be above 0" in error("data", "prefer", str(out), "--data", rows, "--temperature", "0")
 
 
 def test_samples_are_whole() -> None:
