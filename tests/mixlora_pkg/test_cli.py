@@ -156,28 +156,17 @@ def test_eval_writes_figures(checkpoint: str, media: Path, capsys: pytest.Captur
 
 
 def test_data_prefer_writes_pairs(checkpoint: str, media: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = write(media, {"task": "look", "prompt": "?", "images": ["p.png"], "answers": ["3"], "metric": "exact"})
-    out = media / "pairs.jsonl"
-    for _ in range(2):  # the same seed, the same pairs
-        first = out.read_text() if out.is_file() else None
-        run(
-            "data",
-            "prefer",
-            str(out),
-            "--model",
-            checkpoint,
-            "--data",
-            rows,
-            "--samples",
-            "3",
-            "--max-new-tokens",
-            "3",
-        )
+    rows = write(media, {"task": "look", "prompt": "?", "images": ["red.png"], "answers": ["3"], "metric": "exact"})
+    files = [media / f"pairs{number}.jsonl" for number in range(2)]
+    for file in files:
+        options = ["--model", checkpoint, "--data", rows, "--samples", "3", "--max-new-tokens", "3"]
+        run("data", "prefer", str(file), *options)
     assert "wrote 1 pairs of 1 rows" in capsys.readouterr().out
-    assert out.read_text() == first
+    first, second = (file.read_text() for file in files)
+    assert first == second  # the seed is the same
     pair = json.loads(first)
     assert pair["chosen"] == "3" and pair["rejected"] not in ("3", "")
-    assert "temperature must be above 0" in error("data", "prefer", str(out), "--data", rows, "--temperature", "0")
+    assert "temperature must be above 0" in error("data", "prefer", "x", "--data", rows, "--temperature", "0")
 
 
 def test_samples_are_whole() -> None:
