@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 export_app = typer.Typer(help="Write a checkpoint in another form.", no_args_is_help=True)
 app.add_typer(export_app, name="export")
-data_app = typer.Typer(help="Make rows for training.", no_args_is_help=True)
+data_app = typer.Typer(help="Check rows for training, and make some.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 Model = Annotated[Path | None, typer.Option(help="Checkpoint folder; by default the one inside the package.")]
@@ -192,6 +192,27 @@ def train(
     from mixlora.training.train import train as run_recipe
 
     run_recipe(recipe, output, overrides or [])
+
+
+@data_app.command("check")
+def check_command(
+    files: Annotated[list[Path], typer.Argument(help="JSON lines of training rows.")],
+    media: Annotated[bool, typer.Option(help="Open every picture and clip as well.")] = False,
+) -> None:
+    """Say what is wrong with training rows, line by line, before a run; exit status 1 where anything is."""
+    from mixlora.training.data.check import check_file
+
+    wrong = 0
+    for path in files:
+        rows = 0
+        for fault in check_file(path, media):
+            rows += 1
+            if fault is not None:
+                wrong += 1
+                print(fault)
+        print(f"{path}: {rows} rows")
+    if wrong:
+        raise ValueError(f"{wrong} rows can't be used")
 
 
 @data_app.command("prefer")

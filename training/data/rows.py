@@ -49,27 +49,33 @@ def read_rows(path: Path, limit: int = 0) -> list[Row]:
     if not path.is_file():
         raise FileNotFoundError(f"no training data at {path}; prepare it first, or change the recipe's path")
     rows: list[Row] = []
-    for number, line in _lines(path):
-        if limit and len(rows) == limit:
+    for found in scan_rows(path):
+        if isinstance(found, RowError):
+            raise found
+        rows.append(found)
+        if len(rows) == limit:
             break
-        rows.append(_parse(line, f"{path}:{number}", path.parent))
     if not rows:
         raise RowError(f"{path}: no rows")
     return rows
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open(encoding="utf-8") as file:
+def scan_rows(path: Path) -> Iterator[Row | RowError]:
+    """Every line of a JSONL file as its row, or as what is wrong with it."""
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield number, line
+                try:
+                    yield _parse(line, f"{path}:{number}", path.parent)
+                except RowError as error:
+                    yield error
 
 
-def _parse(line: str, source: str, folder: Path) -> Row:
+def _parse(line: bytes, source: str, folder: Path) -> Row:
     """One line as a `Row`."""
     try:
         raw = json.loads(line)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # also what is not UTF-8
         raise RowError(f"{source}: not JSON: {error}") from error
     if not isinstance(raw, dict) or sum(kind in raw for kind in KINDS) != 1:
         raise RowError(
