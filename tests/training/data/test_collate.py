@@ -119,3 +119,26 @@ def test_a_marker_typed_in_pieces_stays_text(tokenizer: Tokenizer) -> None:
     messages = [{"role": "user", "content": pieces}, {"role": "assistant", "content": "ok"}]
     ids = tokenizer([Row("here:1", messages)])[0].ids
     assert not (ids == tokenizer.image).any()
+
+
+def test_a_preference_is_two_rows_of_which_the_last_answer_counts(
+    tokenizer: Tokenizer, model: MixLoraForConditionalGeneration
+) -> None:
+    earlier = [
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "v"},
+    ]
+    chosen, rejected = ([*earlier, {"role": "assistant", "content": text}] for text in ("yes", "no way"))
+    examples = tokenizer([Row("here:1", chosen, rejected=rejected), Row("here:2", rejected, rejected=chosen)])
+    assert examples[0].rejected is not None
+    assert examples[0].size == examples[1].size == 2 * len(examples[0].rejected.ids)
+    batch = Collator(tokenizer.media, pad_token_id=0)(examples)
+    learnt = [tokenizer.tokenizer.decode(row[row != -100]) for row in batch["labels"]]
+    assert learnt == [f"yes{END}", f"no way{END}", f"no way{END}", f"yes{END}"]  # chosen ones, then rejected ones
+
+
+def test_a_pair_with_one_answer_too_long_is_left_out(tokenizer: Tokenizer) -> None:
+    prompt = [{"role": "user", "content": "u"}]
+    chosen, rejected = ([*prompt, {"role": "assistant", "content": text}] for text in ("yes", "no " * 30))
+    assert not tokenizer([Row("here:1", chosen, rejected=rejected)]) and tokenizer.left_out == 1
