@@ -187,11 +187,12 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="A YAML file, or the name of a packaged recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, or STAGE.key=value.")] = None,
     output: Annotated[Path, typer.Option(help="Folder of the stages.")] = Path("build/train"),
+    cache_teacher: Annotated[bool, typer.Option(help="Only compute the teacher's states of the next stage.")] = False,
 ) -> None:
     """Run the stages of a recipe in order; the same command goes on after a kill."""
     from mixlora.training.train import train as run_recipe
 
-    run_recipe(recipe, output, overrides or [])
+    run_recipe(recipe, output, overrides or [], cache_teacher)
 
 
 @data_app.command("check")

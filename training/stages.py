@@ -6,6 +6,7 @@ from typing import Any
 from mixlora.training.objectives import DIVERGENCES, PREFERENCES
 
 OBJECTIVES = ("sft", "mimic", "preference")
+CACHE_DTYPES = ("float32", "bfloat16", "float16")
 SCHEDULES = ("cosine", "linear", "constant")
 NOISES = ("white", "pink", "babble")
 OPERATIONS = {
@@ -159,6 +160,8 @@ class Stage:
     """sft (cross entropy of the answers), mimic (a teacher's distribution) or preference (chosen over rejected)."""
     teacher: str = ""
     """Checkpoint to mimic, or the reference of preferences; `self` is the model as the stage found it."""
+    teacher_cache: str = ""
+    """float32, bfloat16 or float16: keep the teacher's hidden states on disk so; else it runs in every step."""
     mimic: Mimic = field(default_factory=Mimic)
     """Settings of `objective: mimic`."""
     preference: Preference = field(default_factory=Preference)
@@ -228,6 +231,10 @@ class Stage:
             raise RecipeError(f"{where}: objective mimic needs a teacher, a checkpoint")
         if self.objective == "sft" and self.teacher:
             raise RecipeError(f"{where}: a teacher is of use to the objectives mimic and preference, not to sft")
+        if self.teacher_cache not in ("", *CACHE_DTYPES):
+            raise RecipeError(f"{where}: teacher_cache {self.teacher_cache!r} is not one of {', '.join(CACHE_DTYPES)}")
+        if self.teacher_cache and not self.teacher:
+            raise RecipeError(f"{where}: teacher_cache needs a teacher")
         if self.objective != "sft" and self.ctc_weight:
             raise RecipeError(f"{where}: ctc_weight goes with objective sft, not with {self.objective}")
         if not 0 <= self.ctc_weight <= 1:

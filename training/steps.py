@@ -1,12 +1,17 @@
 """What an objective makes of a batch: a loss, and figures for the log."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
+from mixlora.modeling.processing_mixlora import MixLoraProcessor
 from mixlora.modeling.projectors import CTC_SHARPNESS
+from mixlora.training.data.collate import Collator, Example
+from mixlora.training.data.media import Media
 from mixlora.training.objectives import (
     ctc_loss,
     mimic_loss,
@@ -16,8 +21,9 @@ from mixlora.training.objectives import (
     sequence_log_probs,
     supervised_positions,
 )
-from mixlora.training.stages import Mimic, Preference
-from mixlora.training.teacher import Teacher
+from mixlora.training.stages import Mimic, Preference, Stage
+from mixlora.training.teacher import NOT_THE_STUDENTS, SELF, CheckpointTeacher, SelfTeacher, Teacher, check_fit
+from mixlora.training.teacher_cache import cache_states
 
 Inputs = dict[str, Any]
 Outcome = tuple[torch.Tensor, dict[str, float]]
@@ -81,9 +87,13 @@ class _TaughtStep:
     def _states(self, model: Any, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Hidden states `[tokens, width]` that predict labelled tokens, the teacher's, and places `[tokens, 2]`."""
         where = response_mask(inputs["labels"])
-        rest = {name: value for name, value in inputs.items() if name not in ("labels", "teacher_inputs")}
+        rest = {name: value for name, value in inputs.items() if name not in NOT_THE_STUDENTS}
         student = unwrapped(model).model(**rest, use_cache=False).last_hidden_state[where]
-        teacher = None if self.teacher is None else self.teacher.hidden(rest, inputs.get("teacher_inputs"))[where]
+        teacher = None
+        if "teacher_states" in inputs:
+            teacher = torch.cat(inputs["teacher_states"]).to(student.device)
+        elif self.teacher is not None:
+            teacher = self.teacher.hidden(rest, inputs.get("teacher_inputs"))[where]
         return student, teacher, where.nonzero()
 
 
@@ -146,3 +156,53 @@ class PreferenceStep(_TaughtStep):
             "rewards/margins": (chosen - rejected).mean().item(),
             "rewards/accuracies": (chosen > rejected).float().mean().item(),
         }
+
+
+def build_step(
+    stage: Stage, model: Any, processor: Any, media: Media, examples: Sequence[Example], cache: Path
+) -> tuple[Step, Collator]:
+    """The step of a stage's objective, and the collator that gives it its batches."""
+    pad = processor.tokenizer.pad_token_id
+    collator = Collator(media, pad)
+    if stage.objective == "sft":
+        end = processor.tokenizer.convert_tokens_to_ids("<|end|>")
+        return SupervisedStep(stage.ctc_weight, pad, end, stage.gradient_accumulation), collator
+    teacher: Teacher | None = None
+    if stage.teacher:
+        teacher, taught_by = _teacher(stage, model, processor, media, examples, cache, collator)
+        if stage.teacher_cache:
+            whole = copy.copy(media)  # what is on disk is of whole clips
+            whole.mask_time = 0.0
+            plain = Collator(whole, pad, collator.teacher_media)
+            dtype = getattr(torch, stage.teacher_cache)
+            collator.states = cache_states(teacher, taught_by, plain, examples, cache, dtype)
+    if stage.objective == "preference":
+        return PreferenceStep(teacher, stage.preference, stage.gradient_accumulation), collator
+    assert teacher is not None  # the stage was checked
+    return MimicStep(teacher, stage.mimic), collator
+
+
+def _teacher(
+    stage: Stage,
+    model: Any,
+    processor: Any,
+    media: Media,
+    examples: Sequence[Example],
+    cache: Path,
+    collator: Collator,
+) -> tuple[Teacher, Any]:
+    """The stage's teacher and its model; where its towers are others than the student's, the collator reads for them."""
+    if stage.teacher == SELF:
+        return SelfTeacher(model), model
+    loaded = MixLoraForConditionalGeneration.from_pretrained(stage.teacher, dtype=torch.float32).to(model.device)
+    teacher_processor = MixLoraProcessor.from_pretrained(stage.teacher)
+    check_fit(model, processor, loaded, teacher_processor, stage.teacher)
+    teacher = CheckpointTeacher(loaded)
+    seen = Media(loaded, teacher_processor)
+    seen.augmenter = media.augmenter
+    both = [each for example in examples for each in (example, example.rejected) if each is not None]
+    images, audio = ([item for each in both for item in getattr(each, kind)] for kind in ("images", "audio"))
+    seen.cache(loaded, cache, images, audio)
+    if not seen.same_features(media):
+        collator.teacher_media = seen
+    return teacher, loaded

@@ -11,6 +11,8 @@ from mixlora.modeling.modeling_mixlora import MEDIA, MixLoraForConditionalGenera
 from mixlora.training.stages import RecipeError
 
 SELF = "self"
+NOT_THE_STUDENTS = ("labels", "teacher_inputs", "teacher_states")
+"""What a batch holds beside the inputs of the student's forward."""
 
 
 class Teacher(Protocol):

@@ -15,23 +15,23 @@ from mixlora.modeling.processing_mixlora import MixLoraProcessor
 from mixlora.training.curves import write_curves
 from mixlora.training.data.augment import Augmenter
 from mixlora.training.data.batches import BatchPlan, plan_batches
-from mixlora.training.data.collate import Collator, Example, Tokenizer, views_by_row
+from mixlora.training.data.collate import Example, Tokenizer, views_by_row
 from mixlora.training.data.media import Media
 from mixlora.training.data.rows import Row, RowError, read_rows
 from mixlora.training.recipe import find_recipe, load_recipe, nearest
 from mixlora.training.stages import Recipe, RecipeError, Stage
-from mixlora.training.steps import MimicStep, PreferenceStep, Step, SupervisedStep
-from mixlora.training.teacher import SELF, CheckpointTeacher, SelfTeacher, Teacher, check_fit
+from mixlora.training.steps import build_step
 from mixlora.training.trainer import StageTrainer, last_checkpoint, training_arguments
 
 
-def train(recipe: Path, output: Path, overrides: list[str] | None = None) -> None:
+def train(recipe: Path, output: Path, overrides: list[str] | None = None, cache_teacher: bool = False) -> None:
     """Runs every stage of a recipe that is not finished yet, each from the one before.
 
     Args:
         recipe: a YAML file, or the name of a packaged recipe.
         output: each stage writes `NN-name/` here, ready for `from_pretrained`. The same command goes on after a kill.
         overrides: `key=value` or `STAGE.key=value`.
+        cache_teacher: train nothing, but compute the states of the teacher that the next stage keeps on disk.
 
     Raises:
         RecipeError: a recipe that can't be run, or a stage that was begun with other settings.
@@ -43,6 +43,11 @@ def train(recipe: Path, output: Path, overrides: list[str] | None = None) -> Non
         _check_settings(folder, {"start": start, "seed": plan.seed, **dataclasses.asdict(stage)})
         if (folder / "done.json").is_file():
             print(f"==> stage {stage.name}: finished before, kept in {folder}")
+        elif cache_teacher:
+            if not stage.teacher_cache:
+                raise RecipeError(f"stage {stage.name!r} comes first and keeps no teacher's states: train it before")
+            print(f"==> stage {stage.name}: the teacher's states")
+            return _run(stage, plan, start, folder, Path(plan.cache or output / "features"), cache_only=True)
         else:
             print(f"==> stage {stage.name}: from {start} to {folder}")
             _run(stage, plan, start, folder, Path(plan.cache or output / "features"))
@@ -50,8 +55,8 @@ def train(recipe: Path, output: Path, overrides: list[str] | None = None) -> Non
         write_curves(output, folders)
 
 
-def _run(stage: Stage, recipe: Recipe, start: str, folder: Path, cache: Path) -> None:
-    """One stage, from reading its start to writing its end."""
+def _run(stage: Stage, recipe: Recipe, start: str, folder: Path, cache: Path, cache_only: bool = False) -> None:
+    """One stage, from reading its start to writing its end, or up to what it reads from caches."""
     model = MixLoraForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
     processor = MixLoraProcessor.from_pretrained(start)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -60,8 +65,9 @@ def _run(stage: Stage, recipe: Recipe, start: str, folder: Path, cache: Path) ->
     media = Media(model, processor, stage.mask_time)
     examples = _examples(stage, model, processor, media, cache)
     plan = _plan(stage, examples, recipe.seed)
-    step, teacher_media = _objective(stage, model, processor, media, examples, cache)
-    collator = Collator(media, processor.tokenizer.pad_token_id, teacher_media)
+    step, collator = build_step(stage, model, processor, media, examples, cache)
+    if cache_only:
+        return
     checkpoints = folder / "checkpoints"
     args = training_arguments(stage, checkpoints, recipe.seed)
     trainer = StageTrainer(model, processor, examples, plan, collator, args, step)
@@ -140,35 +146,6 @@ def _examples(stage: Stage, model: Any, processor: Any, media: Media, cache: Pat
     return examples
 
 
-def _objective(
-    stage: Stage, model: Any, processor: Any, media: Media, examples: list[Example], cache: Path
-) -> tuple[Step, Media | None]:
-    """The step of a stage's objective, and the teacher's media where its towers are others than the student's."""
-    if stage.objective == "sft":
-        pad, end = processor.tokenizer.pad_token_id, processor.tokenizer.convert_tokens_to_ids("<|end|>")
-        return SupervisedStep(stage.ctc_weight, pad, end, stage.gradient_accumulation), None
-    teacher: Teacher | None = None
-    teacher_media = None
-    if stage.teacher == SELF:
-        teacher = SelfTeacher(model)
-    elif stage.teacher:
-        loaded = MixLoraForConditionalGeneration.from_pretrained(stage.teacher, dtype=torch.float32).to(model.device)
-        teacher_processor = MixLoraProcessor.from_pretrained(stage.teacher)
-        check_fit(model, processor, loaded, teacher_processor, stage.teacher)
-        teacher = CheckpointTeacher(loaded)
-        teacher_media = Media(loaded, teacher_processor)
-        teacher_media.augmenter = media.augmenter
-        both = [each for example in examples for each in (example, example.rejected) if each is not None]
-        images, audio = ([item for each in both for item in getattr(each, kind)] for kind in ("images", "audio"))
-        teacher_media.cache(loaded, cache, images, audio)
-        if teacher_media.same_features(media):
-            teacher_media = None
-    if stage.objective == "preference":
-        return PreferenceStep(teacher, stage.preference, stage.gradient_accumulation), teacher_media
-    assert teacher is not None  # the stage was checked
-    return MimicStep(teacher, stage.mimic), teacher_media
-
-
 def _plan(stage: Stage, examples: list[Example], seed: int) -> BatchPlan:
     """All batches of the stage."""
     lengths = [example.size for example in examples]
@@ -220,10 +197,11 @@ def main(
     recipe: Annotated[Path, typer.Argument(help="A YAML file, or the name of a packaged recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, or STAGE.key=value.")] = None,
     output: Annotated[Path, typer.Option(help="Folder of the stages.")] = Path("build/train"),
+    cache_teacher: Annotated[bool, typer.Option(help="Only compute the teacher's states of the next stage.")] = False,
 ) -> None:
     """Run the stages of a recipe; the same command goes on after a kill."""
     try:
-        train(recipe, output, overrides)
+        train(recipe, output, overrides, cache_teacher)
     except (RecipeError, RowError, FileNotFoundError) as error:
         raise SystemExit(f"mixlora train: {error}") from error
 

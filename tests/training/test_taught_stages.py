@@ -14,10 +14,11 @@ from mixlora.modeling.processing_mixlora import MixLoraProcessor
 from mixlora.training.data.collate import Collator, Tokenizer
 from mixlora.training.data.media import Media
 from mixlora.training.data.rows import RowError, read_rows
-from mixlora.training.objectives import preference_loss
+from mixlora.training.objectives import preference_loss, response_mask
 from mixlora.training.stages import Mimic, Preference, RecipeError
 from mixlora.training.steps import MimicStep, PreferenceStep
 from mixlora.training.teacher import CheckpointTeacher, SelfTeacher, check_fit
+from mixlora.training.teacher_cache import cache_states
 from mixlora.training.train import train
 from tests.training.training_fixtures import make_start, write_recipe, write_rows
 
@@ -233,3 +234,40 @@ def test_a_teacher_with_other_tokens_is_refused(start: str) -> None:
     longer.config.speech_stack = 7
     with pytest.raises(RecipeError, match="speech_stack is 7"):
         check_fit(model, processor, longer, processor, "big")
+
+
+@pytest.mark.parametrize("objective", ["mimic", "preference"])
+def test_a_cached_teacher_teaches_the_same(
+    tmp_path: Path, start: str, rows: Path, pairs: Path, objective: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes: dict[str, Any] = {"objective": objective, "teacher": louder(start, tmp_path / "teacher")}
+    recipe = write_recipe(tmp_path, start, rows if objective == "mimic" else pairs, TRAINED, max_steps=4, **changes)
+    train(recipe, tmp_path / "online")
+    cached = ["only.teacher_cache=float32", f"cache={tmp_path / 'cache'}"]
+    train(recipe, tmp_path / "cached", cached, cache_teacher=True)
+    assert "computed now" in capsys.readouterr().out
+    assert not (tmp_path / "cached/01-only/log.json").exists()
+    train(recipe, tmp_path / "cached", cached)
+    assert "answers, 0 computed now" in capsys.readouterr().out
+    online, again = (log(tmp_path / name / "01-only", "loss") for name in ("online", "cached"))
+    assert again == pytest.approx(online, rel=1e-4)
+
+
+def test_states_are_kept_apart_by_teacher_and_by_answer(tmp_path: Path, start: str, pairs: Path) -> None:
+    processor, model = MixLoraProcessor.from_pretrained(start), load(start)
+    media = Media(model, processor)
+    examples = Tokenizer(processor, media, 512)(read_rows(pairs))
+    collator = Collator(media, processor.tokenizer.pad_token_id)
+    caches = [
+        cache_states(CheckpointTeacher(each), each, collator, examples, tmp_path / "cache", torch.float32)
+        for each in (model, load(louder(start, tmp_path / "teacher")))
+    ]
+    assert caches[0].folder != caches[1].folder
+    chosen, rejected = examples[1], examples[1].rejected
+    assert rejected is not None
+    for example in (chosen, rejected):
+        assert len(caches[0][example]) == (example.labels != -100).sum()  # type: ignore[index]
+    inputs = collator([chosen])
+    rest = {name: value for name, value in inputs.items() if name != "labels"}
+    expected = model.model(**rest).last_hidden_state[0][response_mask(inputs["labels"])[0]]
+    torch.testing.assert_close(caches[0][chosen], expected, rtol=1e-4, atol=1e-5)  # type: ignore[index]

@@ -180,10 +180,14 @@ class Collator:
 
     Args:
         teacher_media: where a teacher's towers are others than the student's, its media, given as `teacher_inputs`.
+
+    Attributes:
+        states: where set, a teacher's hidden states by example, given as `teacher_states`, one tensor a row.
     """
 
     def __init__(self, media: Media, pad_token_id: int, teacher_media: Media | None = None):
         self.media, self.pad, self.teacher_media = media, pad_token_id, teacher_media
+        self.states: Any = None
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """`input_ids`, `attention_mask`, `labels` `[batch, length]`, and what `Media.inputs` gives."""
@@ -197,6 +201,8 @@ class Collator:
         images = [item for example in examples for item in example.images]
         audio = [item for example in examples for item in example.audio]
         inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels, **self.media.inputs(images, audio)}
-        if self.teacher_media is not None:
+        if self.states is not None:
+            inputs["teacher_states"] = [self.states[example] for example in examples]
+        elif self.teacher_media is not None:
             inputs["teacher_inputs"] = self.teacher_media.inputs(images, audio)
         return inputs

@@ -1,4 +1,4 @@
-"""Outputs of a frozen tower on disk, computed once: fp16 safetensors shards, keyed by the content of a file."""
+"""Outputs of a frozen model on disk, computed once: safetensors shards, keyed by what they are the outputs of."""
 
 import hashlib
 import json
@@ -54,10 +54,14 @@ class FeatureCache:
     """Features of media files and of views, `[tokens, width]` each, read lazily from memory-mapped shards.
 
     Shards are written whole and then renamed, so a killed run leaves no half shard and goes on where it was.
+
+    Args:
+        folder: of the shards.
+        dtype: in which features are kept.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float16):
+        self.folder, self.dtype = folder, dtype
         folder.mkdir(parents=True, exist_ok=True)
         self._shards: dict[str, Any] = {}  # content key -> open shard
         self._keys: dict[Path, str] = {}  # file -> content key
@@ -93,7 +97,7 @@ class FeatureCache:
             How many were computed.
 
         Raises:
-            ValueError: features that fp16 can't hold, with the file.
+            ValueError: features that the dtype can't hold, with the file.
         """
         missing = {key: item for item in dict.fromkeys(items) if (key := self._key(item)) not in self._shards}
         keys = list(missing)
@@ -103,7 +107,7 @@ class FeatureCache:
                 chunk = keys[start : start + SHARD_ITEMS]
                 for first in range(0, len(chunk), BATCH_ITEMS):
                     batch = chunk[first : first + BATCH_ITEMS]
-                    shard |= _encode(batch, [missing[key] for key in batch], encode)
+                    shard |= self._encode(batch, [missing[key] for key in batch], encode)
                     bar.update(len(batch))
                 self._write(shard)
         return len(keys)
@@ -126,13 +130,12 @@ class FeatureCache:
         shard = safe_open(path, framework="pt")
         self._shards |= dict.fromkeys(shard.keys(), shard)
 
-
-@torch.no_grad()
-def _encode(keys: list[str], items: list[Item], encode: Encode) -> dict[str, torch.Tensor]:
-    """fp16 features of one batch by key."""
-    features = {}
-    for key, item, tensor in zip(keys, items, encode(items), strict=True):
-        features[key] = tensor.half().cpu().contiguous().clone()
-        if not torch.isfinite(features[key]).all():
-            raise ValueError(f"{item}: tower features are not finite in fp16")
-    return features
+    @torch.no_grad()
+    def _encode(self, keys: list[str], items: list[Any], encode: Encode) -> dict[str, torch.Tensor]:
+        """Features of one batch by key."""
+        features = {}
+        for key, item, tensor in zip(keys, items, encode(items), strict=True):
+            features[key] = tensor.to(self.dtype).cpu().contiguous().clone()
+            if not torch.isfinite(features[key]).all():
+                raise ValueError(f"{item}: tower features are not finite in {self.dtype}")
+        return features

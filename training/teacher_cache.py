@@ -1,0 +1,60 @@
+"""A teacher's final hidden states on disk: with its head they give its distribution again, whatever the vocabulary."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixlora.training.data.collate import Collator, Example
+from mixlora.training.data.feature_cache import FeatureCache, fingerprint
+from mixlora.training.objectives import response_mask
+from mixlora.training.teacher import NOT_THE_STUDENTS, Teacher
+
+
+class StateCache(FeatureCache):
+    """Hidden states of examples, `[labelled tokens, width]` each, where they predict the labelled tokens."""
+
+    def _key(self, item: Any) -> str:
+        """What the states are of: the tokens, which of them are labelled, and the media."""
+        digest = hashlib.sha256(torch.stack([item.ids, item.labels]).numpy().tobytes())
+        for medium in (*item.images, *item.audio):
+            digest.update(super()._key(medium).encode())
+        return digest.hexdigest()[:32]
+
+
+def cache_states(
+    teacher: Teacher, model: Any, collator: Collator, examples: Sequence[Example], folder: Path, dtype: torch.dtype
+) -> StateCache:
+    """Computes what is missing of a teacher's states.
+
+    Args:
+        model: the model that the states are of; its weights name the cache, with the dtype.
+        examples: those of the stage; of preferences both answers are computed.
+        dtype: of the states on disk.
+    """
+
+    def encode(batch: Sequence[Any]) -> list[torch.Tensor]:
+        inputs = collator(batch)
+        on_device = {name: _moved(value, teacher.head.device) for name, value in inputs.items()}
+        rest = {name: value for name, value in on_device.items() if name not in NOT_THE_STUDENTS}
+        hidden = teacher.hidden(rest, on_device.get("teacher_inputs"))
+        return [states[mask] for states, mask in zip(hidden, response_mask(on_device["labels"]), strict=True)]
+
+    cache = StateCache(folder / f"teacher-{fingerprint(model, {'dtype': str(dtype)})}", dtype)
+    answers = [replace(example, rejected=None) for example in examples]
+    answers += [example.rejected for example in examples if example.rejected is not None]
+    done = cache.fill(sorted(answers, key=lambda example: len(example.ids)), encode, "teacher states")  # type: ignore[arg-type]
+    print(f"  teacher: states of {len(answers):,} answers, {done:,} computed now, the others read from {cache.folder}")
+    return cache
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Tensors of nested inputs on a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: _moved(each, device) for name, each in value.items()}
+    return [_moved(each, device) for each in value] if isinstance(value, list) else value
