@@ -193,7 +193,7 @@ def copy_piece_rows(rng: random.Random, sentences: list[str], words: list[str], 
         elif draw < 0.7:
             said = heard = sentence(" ".join(rng.choices(words, k=rng.randint(1, 12))))
         else:
-            said = rng.choice(sentences)
+            said = " ".join(rng.sample(sentences, rng.choice([1, 1, 1, 2, 3])))  # an answer goes on after a stop
             heard = misheard(said, rng)
         silence = "\n" * rng.randint(0, 40) if rng.random() < 0.7 else ""
         gap = rng.choice(["", " ", "\n"] if heard[-1] in ".?!" else [" ", "\n"])

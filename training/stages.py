@@ -176,6 +176,8 @@ class Stage:
     """Rows of a batch; give this or `tokens_per_batch`."""
     copy: dict[str, str] = field(default_factory=dict)
     """Trained group -> the group whose values it starts from."""
+    routing: dict[str, str] = field(default_factory=dict)
+    """Modality -> adapter that its rows take in this stage, such as `{text: speech}`, in place of the config's."""
     ctc_weight: float = 0.0
     """Share of the loss that is CTC on the projected clip (Watanabe et al. 2017, II-C); 1 does not run the decoder."""
     mask_time: float = 0.0

@@ -191,7 +191,7 @@ def _teacher(
     cache: Path,
     collator: Collator,
 ) -> tuple[Teacher, Any]:
-    """The stage's teacher and its model; where its towers are others than the student's, the collator reads for them."""
+    """The stage's teacher and its model; where its towers are others than the student's, the collator feeds them."""
     if stage.teacher == SELF:
         return SelfTeacher(model), model
     loaded = MixLoraForConditionalGeneration.from_pretrained(stage.teacher, dtype=torch.float32).to(model.device)

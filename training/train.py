@@ -61,6 +61,8 @@ def _run(stage: Stage, recipe: Recipe, start: str, folder: Path, cache: Path, ca
     processor = MixLoraProcessor.from_pretrained(start)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     select_parameters(model, stage.train)
+    routing = dict(model.config.routing)
+    model.config.routing = _checked_routing(stage, model.config)
     copy_groups(model, stage.copy)
     media = Media(model, processor, stage.mask_time)
     examples = _examples(stage, model, processor, media, cache)
@@ -75,6 +77,7 @@ def _run(stage: Stage, recipe: Recipe, start: str, folder: Path, cache: Path, ca
     if last:
         print(f"  going on from {last}")
     trainer.train(resume_from_checkpoint=last)
+    model.config.routing = routing
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     _write(folder / "log.json", trainer.state.log_history)
@@ -101,6 +104,20 @@ def select_parameters(model: MixLoraForConditionalGeneration, train: list[str]) 
         word = "train " if name in train else "freeze"
         print(f"  {word} {name:<32} {sum(sizes[parameter] for parameter in parameters):>12,} parameters")
     print(f"  {sum(sizes[name] for name in trained):,} of {sum(sizes.values()):,} parameters are trained")
+
+
+def _checked_routing(stage: Stage, config: Any) -> dict[str, str | None]:
+    """The config's routing with the stage's changes.
+
+    Raises:
+        RecipeError: no such modality, or no such adapter.
+    """
+    for modality, adapter in stage.routing.items():
+        if modality not in config.routing:
+            raise RecipeError(f"routing: no modality {modality!r}{nearest(modality, config.routing)}")
+        if adapter not in config.adapters:
+            raise RecipeError(f"routing: no adapter {adapter!r}{nearest(adapter, config.adapters)}")
+    return config.routing | stage.routing
 
 
 @torch.no_grad()

@@ -187,3 +187,25 @@ def test_mixed_batch_gives_the_gradients_of_separate_batches(start: str, rows: P
         assert mixed.keys() == separate.keys() and any(".speech." in name for name in mixed)
         for name, gradient in mixed.items():
             assert (gradient - separate[name]).norm() <= 1e-9 * separate[name].norm(), name
+
+
+def test_text_may_train_an_adapter(tmp_path: Path, start: str, rows: Path) -> None:
+    """With `routing`, rows of text take the speech adapter in this stage; what is saved routes as before."""
+    texts = rows.with_name("texts.jsonl")
+    texts.write_text(
+        "\n".join(line for line in rows.read_text().splitlines() if '"image"' not in line and '"audio"' not in line)
+    )
+    recipe = write_recipe(tmp_path, start, texts, ["adapter.speech"], routing={"text": "speech"})
+    entry.train(recipe, tmp_path / "out")
+    before, after = (
+        MixLoraForConditionalGeneration.from_pretrained(folder) for folder in (start, tmp_path / "out/01-only")
+    )
+    assert after.config.routing == before.config.routing
+    changed = {
+        name for name, tensor in after.state_dict().items() if not torch.equal(tensor, before.state_dict()[name])
+    }
+    assert changed and changed <= set(before.parameter_groups()["adapter.speech"])
+    with pytest.raises(RecipeError, match="did you mean 'speech'"):
+        entry.train(recipe, tmp_path / "two", ["only.routing={text: speach}"])
+    with pytest.raises(RecipeError, match="no modality 'txt'"):
+        entry.train(recipe, tmp_path / "two", ["only.routing={txt: speech}"])
