@@ -37,7 +37,7 @@ def test_a_half_written_shard_is_not_read(tmp_path: Path) -> None:
 
 
 def test_not_finite_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"0\.bin.*fp16"):
+    with pytest.raises(ValueError, match=r"0\.bin.*float16"):
         FeatureCache(tmp_path / "cache").fill(files(tmp_path, "a"), lambda paths: [torch.full((1, 1), 1e6)])
 
 
