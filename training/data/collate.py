@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mixlora.modeling.chat_template import checked_message
+from mixlora.modeling.chat_template import checked_message, with_parts
 from mixlora.training.data.feature_cache import Item
 from mixlora.training.data.media import Media
 from mixlora.training.data.rows import Row, RowError
@@ -74,11 +74,12 @@ class Tokenizer:
         chats = [row for row in rows if row.messages is not None]
         texts = [row.text for row in rows if row.text is not None]
         examples: list[Example] = []
+        template = with_parts(self.processor.chat_template, self.processor.image_token, self.processor.audio_token)
         for start in range(0, len(chats), CHUNK):
             chunk = chats[start : start + CHUNK]
             encoded = self.tokenizer.apply_chat_template(
                 [[checked_message(message, row.source, bare=True) for message in row.messages or []] for row in chunk],
-                chat_template=self.processor.chat_template,
+                chat_template=template,
                 tokenize=True,
                 return_dict=True,
                 sanitize_control_tokens=True,
@@ -95,7 +96,7 @@ class Tokenizer:
         """Expands placeholders, and labels what the assistant says, `<|end|>` included."""
         images, audio = self.media.augmenter.media(row, view)
         counts = {
-            self.image: iter([self.media.image_tokens] * len(images)),
+            self.image: iter([self.media.image_tokens(item) for item in images]),
             self.audio: iter([self.media.audio_tokens(item) for item in audio]),
         }
         expanded: list[int] = []
