@@ -17,7 +17,7 @@ from .projectors import Projector, SeparatorProjector, compress_by_ctc, project_
 from .rope_switch import keep, kept_layer, must_rebuild_all, replace_rows, stale_rows
 from .routed_lora import Route, RoutedLinear
 from .router import ModalityRouter
-from .splicing import owner_rows, splice
+from .splicing import cut_by_rows, owner_rows, splice
 from .towers import build_speech_tower, build_vision_tower
 
 
@@ -195,18 +195,22 @@ class MixLoraModel(MixLoraPreTrainedModel):
         input_features: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
+        conversation_ids: torch.Tensor | None = None,
     ) -> dict[str, MediaOutput]:
         """Embeddings of all media of a batch: `{"image": ..., "audio": ...}`, each with a `pooler_output` list.
 
         `mm_encoder_outputs` may hold finished embeddings (`image`, `audio`) or tower features (`image_features`,
         `audio_features`, one `[tokens, size]` an item).
 
+        Where `input_ids` are the last turns of conversations, `conversation_ids` are the whole: a clip is also beside
+        the picture of an earlier turn.
+
         Raises:
             ValueError: placeholders and features disagree in a row.
         """
         given = mm_encoder_outputs or {}
         result: dict[str, MediaOutput] = {}
-        image = given.get("image")
+        image = self._finished(given.get("image"), input_ids, self.config.image_token_id)
         if pixel_values is not None or given.get("image_features"):
             features = given.get("image_features")
             image = self.get_image_features(pixel_values, image_sizes, image_attention_mask, features)
@@ -215,6 +219,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
         if image:
             result["image"] = MediaOutput(pooler_output=image.pooler_output, rows=image_rows)
         audio, clips = given.get("audio"), given.get("audio_features")
+        audio = self._finished(audio, input_ids, self.config.audio_token_id)
         if input_features is not None:
             clips = self.encode_speech(input_features, input_features_mask)
         if clips:
@@ -223,10 +228,20 @@ class MixLoraModel(MixLoraPreTrainedModel):
             sizes = [len(item) for item in audio.pooler_output] if audio else []
         audio_rows = owner_rows(self._placeholders(input_ids, self.config.audio_token_id), sizes, "audio")
         if clips:
-            audio = self.get_audio_features(features=clips, beside_picture=[row in image_rows for row in audio_rows])
+            whole = input_ids if conversation_ids is None else conversation_ids
+            has_picture = self.router.contains(whole, self.config.image_token_id)
+            audio = self.get_audio_features(features=clips, beside_picture=[has_picture[row] for row in audio_rows])
         if audio:
             result["audio"] = MediaOutput(pooler_output=audio.pooler_output, rows=audio_rows)
         return result
+
+    def _finished(
+        self, output: MediaOutput | None, input_ids: torch.Tensor, token_id: int | None
+    ) -> MediaOutput | None:
+        """Embeddings made before, as items of rows."""
+        if not output:
+            return None
+        return MediaOutput(pooler_output=cut_by_rows(self._placeholders(input_ids, token_id), output.pooler_output))
 
     @staticmethod
     def _placeholders(input_ids: torch.Tensor, token_id: int | None) -> list[int]:

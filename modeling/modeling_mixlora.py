@@ -23,6 +23,7 @@ MEDIA = (
     *("pixel_values", "image_sizes", "image_attention_mask"),
     *("input_features", "input_features_mask", "mm_encoder_outputs"),
 )
+IGNORED = -100  # no loss there, as everywhere in transformers
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -205,9 +206,11 @@ class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, GenerationMixin):
             adapter_ids: `[batch]`, index into `router.names`, -1 for the base; the router's choice by default.
             row_lengths: `[batch]`, real tokens of each row, those to come included; picks LongRoPE's factors. Those so
                 far by default.
-            labels: `[batch, length]`, -100 where nothing is learnt.
+            labels: `[batch, length]`, -100 where nothing is learnt; at placeholders nothing is in any case.
             logits_to_keep: the last n positions, or positions as a tensor; 0 for all.
         """
+        if kwargs.get("adapter_names") is not None:
+            self._no_global_adapter()
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -230,7 +233,7 @@ class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = self.loss_function(
                 logits,
-                labels,
+                self._learnable(labels),
                 vocab_size=self.config.text_config.vocab_size,
                 num_items_in_batch=kwargs.get("num_items_in_batch"),
             )
@@ -242,6 +245,13 @@ class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
+    def _learnable(self, labels: torch.Tensor) -> torch.Tensor:
+        """`labels` without placeholders: a caller who passes the ids as labels means the text."""
+        for placeholder in (self.config.image_token_id, self.config.audio_token_id):
+            if placeholder is not None:
+                labels = labels.masked_fill(labels == placeholder, IGNORED)
+        return labels
+
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
         """As in transformers. The route is decided once, from the prompt, and media are encoded once."""
@@ -250,9 +260,9 @@ class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, GenerationMixin):
             past = kwargs.get("past_key_values")
             seen = past.get_seq_length() if past is not None else 0
             if kwargs.get("adapter_ids") is None:
-                kwargs["adapter_ids"] = self.router(input_ids)
+                kwargs["adapter_ids"] = self.router.continued(input_ids, seen)
             media = {name: kwargs.pop(name, None) for name in MEDIA}
-            if encoded := self.model.encode_media(input_ids[:, seen:], **media):
+            if encoded := self.model.encode_media(input_ids[:, seen:], **media, conversation_ids=input_ids):
                 kwargs["mm_encoder_outputs"] = encoded
             kwargs["suppress_tokens"] = self._suppressed(kwargs)
             mask = kwargs.get("attention_mask")

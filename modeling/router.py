@@ -21,8 +21,8 @@ class ModalityRouter:
 
     def modalities(self, input_ids: torch.Tensor) -> list[str]:
         """What each row of `input_ids` `[batch, length]` contains: text, vision, speech or vision_speech."""
-        image = self._contains(input_ids, self.config.image_token_id)
-        audio = self._contains(input_ids, self.config.audio_token_id)
+        image = self.contains(input_ids, self.config.image_token_id)
+        audio = self.contains(input_ids, self.config.audio_token_id)
         return [MODALITIES[int(i) + 2 * int(a)] for i, a in zip(image, audio, strict=True)]
 
     def adapter_names(self, modalities: list[str]) -> list[str | None]:
@@ -48,8 +48,26 @@ class ModalityRouter:
         ids = [-1 if name is None else self.names.index(name) for name in names]
         return torch.tensor(ids, dtype=torch.long, device=input_ids.device)
 
+    def continued(self, input_ids: torch.Tensor, seen: int) -> torch.Tensor:
+        """The same for conversations of which the first `seen` tokens are in a cache.
+
+        Raises:
+            ValueError: what is new in a row changes its adapter, so the cache was computed with another one.
+        """
+        adapter_ids = self(input_ids)
+        before = self(input_ids[:, :seen]) if seen else adapter_ids
+        if changed := (adapter_ids != before).nonzero().flatten().tolist():
+            row = changed[0]
+            old, new = (["the base", *self.names][int(ids[row]) + 1] for ids in (before, adapter_ids))
+            raise ValueError(
+                f"row {row}: what is new in it needs {new}, but its cache was computed with {old}. Start from an "
+                "empty cache with the whole conversation, or pass adapter_ids to keep the route"
+            )
+        return adapter_ids
+
     @staticmethod
-    def _contains(input_ids: torch.Tensor, token_id: int | None) -> list[bool]:
+    def contains(input_ids: torch.Tensor, token_id: int | None) -> list[bool]:
+        """For each row of `input_ids` `[batch, length]`, whether `token_id` is in it."""
         if token_id is None:
             return [False] * input_ids.shape[0]
         return (input_ids == token_id).any(dim=1).tolist()

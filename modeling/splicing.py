@@ -36,6 +36,15 @@ def owner_rows(placeholders: list[int], items: list[int], what: str) -> list[int
     return owners
 
 
+def cut_by_rows(placeholders: list[int], items: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Features in one piece `[tokens, width]`, cut where rows end; anything else is given back as it is.
+
+    transformers hands them over in one piece for each chunk of a prompt that is read in chunks.
+    """
+    wanted = [count for count in placeholders if count]
+    return list(items[0].split(wanted)) if len(items) == 1 and len(items[0]) == sum(wanted) else items
+
+
 def splice(embeds: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """Puts `features` `[tokens, width]` into `embeds` `[batch, length, width]` at `mask` `[batch, length]`."""
     return embeds.masked_scatter(mask.unsqueeze(-1), features.to(embeds.dtype))

@@ -33,6 +33,7 @@ class VisionTower(nn.Module):
         super().__init__()
         self.layers = list(config.vision_layers)
         self.side = config.vision_tokens_per_side
+        self.tokens = self.side**2  # of every picture
         self.encoder = AutoModel.from_config(config.vision_config)
         self.is_timm = config.vision_config.model_type == "timm_wrapper"
         if self.is_timm:  # nothing after the last feature layer is kept, so nothing after it is computed
@@ -81,6 +82,10 @@ class SpeechTower(nn.Module):
         self.window = 2 * config.speech_config.max_source_positions
         self.feature_size = config.speech_config.d_model
 
+    def token_count(self, frames: int) -> int:
+        """Features of a clip of `frames` mel frames."""
+        return -(-frames // 2)
+
     def forward(self, input_features: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         """Encodes clips.
 
@@ -105,8 +110,8 @@ class SpeechTower(nn.Module):
         encoded = self.encoder(windows[real].transpose(1, 2).to(dtype)).last_hidden_state
         features = encoded.new_zeros(len(windows), self.window // 2, self.feature_size)
         features = features.index_put((real.nonzero().squeeze(1),), encoded).reshape(clips, -1, self.feature_size)
-        counts = (mask.sum(dim=-1) + 1) // 2
-        return [clip[:count] for clip, count in zip(features, counts.tolist(), strict=True)]
+        counts = [self.token_count(real_frames) for real_frames in mask.sum(dim=-1).tolist()]
+        return [clip[:count] for clip, count in zip(features, counts, strict=True)]
 
 
 class MaskedSpeechTower(nn.Module):
@@ -119,6 +124,10 @@ class MaskedSpeechTower(nn.Module):
             raise ValueError("speech_config: add_adapter is not supported; speech_stack shortens a clip here")
         self.encoder = AutoModel.from_config(speech)
         self.feature_size = speech.hidden_size
+
+    def token_count(self, frames: int) -> int:
+        """Features of a clip of `frames` mel frames."""
+        return frames
 
     def forward(self, input_features: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         """`[clips, frames, mels]`, real where `mask` `[clips, frames]` is 1 -> for each clip `[frames, size]`."""

@@ -59,6 +59,7 @@ class Phi4VisionTower(nn.Module):
     """
 
     separators = 2
+    tokens = None  # the shape of a picture decides: see `token_counts`
 
     def __init__(self, config: MixLoraConfig):
         super().__init__()
@@ -74,6 +75,25 @@ class Phi4VisionTower(nn.Module):
         behind = range(max(self.layers), len(self.encoder.encoder.layers))
         layers = tuple(f"encoder.encoder.layers.{i}." for i in behind)
         return (*layers, "encoder.post_layernorm.", "encoder.head.")
+
+    def token_counts(self, image_sizes: torch.Tensor, image_attention_mask: torch.Tensor) -> list[int]:
+        """Tokens of each picture, separators included; arguments as in [`forward`]."""
+        grids = self._grids(image_sizes)
+        masks = image_attention_mask.bool()[:, ::2, ::2].split([1 + rows * columns for rows, columns in grids])
+        counts = []
+        for real, grid in zip(masks, grids, strict=True):
+            height, width = self._extent(real, grid)
+            counts.append(height * (width + 1) + 1 + self.side * (self.side + 1))
+        return counts
+
+    def _grids(self, image_sizes: torch.Tensor) -> list[tuple[int, int]]:
+        """Rows and columns of crops of each picture."""
+        return [(int(h) // self.crop_size, int(w) // self.crop_size) for h, w in image_sizes.tolist()]
+
+    def _extent(self, real: torch.Tensor, grid: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in tokens; `real` tells of each view `[1 + crops, side, side]`, the global one first."""
+        whole = real[1:].unflatten(0, grid).transpose(1, 2).reshape(grid[0] * self.side, grid[1] * self.side)
+        return int(whole[:, 0].sum()), int(whole[0].sum())
 
     def forward(
         self,
@@ -100,7 +120,7 @@ class Phi4VisionTower(nn.Module):
             image_attention_mask = torch.ones(grid, device=pixel_values.device)
         if image_sizes is None:
             raise ValueError("pixel_values of several crops a picture need image_sizes")
-        grids = [(int(h) // self.crop_size, int(w) // self.crop_size) for h, w in image_sizes.tolist()]
+        grids = self._grids(image_sizes)
         if (wanted := sum(1 + rows * columns for rows, columns in grids)) != crops:
             raise ValueError(
                 f"image_sizes of {len(grids)} pictures ask for {wanted} crops of {self.crop_size} pixels, global "
@@ -128,8 +148,8 @@ class Phi4VisionTower(nn.Module):
         rows, columns = grid
         crops = states[1:].unflatten(0, grid).transpose(1, 2)  # [rows, side, columns, side, size]
         picture = crops.reshape(rows * self.side, columns * self.side, -1)
-        real = real[1:].unflatten(0, grid).transpose(1, 2).reshape(picture.shape[:2])
-        picture = picture[: int(real[:, 0].sum()), : int(real[0].sum())]
+        height, width = self._extent(real, grid)
+        picture = picture[:height, :width]
         middle = self._separator(states, column=1)
         return torch.cat([self._with_row_ends(picture), middle, self._with_row_ends(states[0])])
 
@@ -202,6 +222,10 @@ class Phi4SpeechTower(nn.Module):
         speech: Any = config.speech_config
         self.encoder = ConformerEncoder(speech)
         self.feature_size = speech.hidden_size
+
+    def token_count(self, frames: int) -> int:
+        """Features of a clip of `frames` mel frames."""
+        return -(-frames // 8)
 
     def forward(self, input_features: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         """Encodes clips.

@@ -46,10 +46,12 @@ def test_values_of_tool_calls_stay_text():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("part", [{"sampling_rate": 8000}, {}])
+@pytest.mark.parametrize(
+    "part", [{"sampling_rate": 8000}, {"audio": (SECOND_AT_8K, 8000)}, {}], ids=["rate", "pair", "call"]
+)
 def test_a_clip_is_resampled_once(part):
     given = {} if part else {"processor_kwargs": {"sampling_rate": 8000}}
-    batch = encode(user({"type": "audio", "audio": SECOND_AT_8K, **part}), **given)
+    batch = encode(user({"type": "audio", "audio": SECOND_AT_8K} | part), **given)
     assert batch["input_features_mask"].sum() == 100
     low_level = tiny_processor()(text="<|audio|>", audio=SECOND_AT_8K, sampling_rate=8000)
     assert low_level["input_features_mask"].sum() == 100

@@ -9,12 +9,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, Phi4MultimodalConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Phi4MultimodalConfig,
+)
 
 from mixlora.modeling.configuration_mixlora import MixLoraConfig, Phi4MMConfig
 from mixlora.modeling.key_maps import KEY_MAPS, NATIVE, PHI4MM, adapter_map, renamer
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.modeling.phi4_config import from_phi4, to_native, to_phi4mm
+from mixlora.modeling.processing_phi4 import Phi4MMProcessor
 from tests.modeling.phi4_fixtures import (
     RANKS,
     add_adapters,
@@ -26,6 +33,7 @@ from tests.modeling.phi4_fixtures import (
     write_native,
 )
 from tests.modeling.phi4mm_config import RELEASED, tiny
+from tests.modeling.test_phi4_processing import write_microsofts
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +199,14 @@ def test_auto_classes_load_microsoft_s_layout_without_its_code(original: Path) -
     for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
         assert type(auto.from_pretrained(original)) is MixLoraForConditionalGeneration
     assert type(AutoModelForCausalLM.from_config(Phi4MMConfig.from_dict(tiny()))) is MixLoraForConditionalGeneration
+
+
+def test_a_whole_folder_of_microsoft_s_loads_by_auto_classes_alone(original: Path) -> None:
+    """Config, weights and processor files in one place, as on the hub; each config names code that is not there."""
+    write_microsofts(original)
+    assert type(AutoConfig.from_pretrained(original)) is MixLoraConfig
+    assert type(AutoModelForCausalLM.from_pretrained(original)) is MixLoraForConditionalGeneration
+    assert type(AutoProcessor.from_pretrained(original)) is Phi4MMProcessor
 
 
 def test_both_layouts_load_to_one_model(original: Path, peer: Any, tmp_path: Path) -> None:

@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer
 from transformers import (
     AutoProcessor,
     Phi4MultimodalFeatureExtractor,
     Phi4MultimodalImageProcessor,
     Phi4MultimodalProcessor,
-    PreTrainedTokenizerFast,
 )
 
 from mixlora.modeling.audio_processing_phi4 import Phi4AudioProcessor
@@ -22,57 +20,19 @@ from mixlora.modeling.image_processing_phi4 import Phi4ImageProcessor, crop_grid
 from mixlora.modeling.processing_mixlora import MixLoraProcessor
 from mixlora.modeling.processing_phi4 import Phi4MMProcessor
 from tests.modeling.phi4_fixtures import CROP, MELS, native_config
-from tests.modeling.processor_fixtures import tiny_tokenizer
-
-MICROSOFTS_TEMPLATE = (
-    "{% for message in messages %}{% if message['role'] == 'system' and 'tools' in message and message['tools'] is not"
-    " none %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + message['tools'] + '<|/tool|>' +"
-    " '<|end|>' }}{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
+from tests.modeling.processor_fixtures import (
+    MICROSOFTS_TEMPLATE,
+    microsofts_tokenizer,
+    native_processor,
+    native_tokenizer,
 )
-NAMES = {"<|image|>": "<|endoftext10|>", "<|audio|>": "<|endoftext11|>"}
+
 CLIP = (np.random.default_rng(0).standard_normal(8000) * 0.1).astype(np.float32)
 
 
 def picture(width, height, seed=0):
     coarse = np.random.default_rng(seed).integers(0, 255, (9, 13, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def microsofts_tokenizer(plain=()):
-    """The tiny tokenizer with Microsoft's names of both placeholders; tokens in `plain` are added, but not special."""
-    fields = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
-    for token in fields["added_tokens"]:
-        token["content"] = NAMES.get(token["content"], token["content"])
-        token["special"] = token["content"] not in plain
-    vocabulary = fields["model"]["vocab"]
-    for old, new in NAMES.items():
-        vocabulary[new] = vocabulary.pop(old)
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(fields)),
-        pad_token="<|endoftext|>",
-        bos_token="<|endoftext|>",
-        eos_token="<|endoftext|>",
-        padding_side="left",
-    )
-
-
-def native_tokenizer():
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tiny_tokenizer().backend_tokenizer,
-        pad_token="<|endoftext|>",
-        eos_token="<|end|>",
-        padding_side="left",
-        extra_special_tokens={"image_token": "<|image|>", "audio_token": "<|audio|>"},
-    )
-    return tokenizer
-
-
-def peer(tokenizer=None):
-    return Phi4MultimodalProcessor(
-        Phi4MultimodalImageProcessor(), Phi4MultimodalFeatureExtractor(), tokenizer or native_tokenizer()
-    )
 
 
 def write_microsofts(folder, **changes):
@@ -233,7 +193,7 @@ def test_ids_pixels_and_mels_are_those_of_transformers():
             "<|user|>Plain<|end|><|assistant|>", "<|user|><|image|><|audio|><|end|><|assistant|>"]  # fmt: skip
     images = [picture(448, 448), picture(700, 300, 1), picture(60, 90, 2)]
     clips = [CLIP, CLIP[::-1].copy()]
-    wanted = peer()(
+    wanted = native_processor()(
         text=text, images=images, audio=clips, audio_kwargs={"sampling_rate": 16000}, padding=True, return_tensors="pt"
     )
     found = Phi4MMProcessor(tokenizer=native_tokenizer())(text=text, images=images, audio=clips)
@@ -260,7 +220,7 @@ def test_microsofts_files_are_read_without_remote_code(loader, tmp_path):
 
 @pytest.mark.parametrize("older", [False, True])
 def test_transformers_files_are_read(older, tmp_path):
-    processor = peer()
+    processor = native_processor()
     processor.save_pretrained(tmp_path)
     if older:  # one file for both, as written before transformers 5
         parts = json.loads((tmp_path / "processor_config.json").read_text())

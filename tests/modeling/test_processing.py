@@ -144,6 +144,7 @@ def test_alpha_lies_on_white_and_exif_is_turned(tmp_path):
     exif[0x0112] = 6
     turned.save(tmp_path / "a.jpg", exif=exif)
     assert load_picture(tmp_path / "a.jpg").size == (2, 4)
+    assert load_picture(Image.open(tmp_path / "a.jpg")).size == (2, 4)
 
 
 @pytest.mark.parametrize("source", [np.zeros((0, 3, 3)), np.full((2, 2), 2.0), np.full((2, 2), np.nan), b"x", 3, None])

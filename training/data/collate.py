@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mixlora.modeling.chat_template import checked_message
+from mixlora.modeling.chat_template import checked_message, with_parts
 from mixlora.training.data.feature_cache import Item
 from mixlora.training.data.media import Media
 from mixlora.training.data.rows import Row, RowError
@@ -104,12 +104,13 @@ class Tokenizer:
         """Token ids of a conversation of each row, a single placeholder for each of its media."""
         if not rows:
             return []
+        template = with_parts(self.processor.chat_template, self.processor.image_token, self.processor.audio_token)
         encoded: list[list[int]] = self.tokenizer.apply_chat_template(
             [
                 [checked_message(message, row.source, bare=True) for message in messages]
                 for messages, row in zip(conversations, rows, strict=True)
             ],
-            chat_template=self.processor.chat_template,
+            chat_template=template,
             tokenize=True,
             return_dict=True,
             sanitize_control_tokens=True,
@@ -120,7 +121,7 @@ class Tokenizer:
         """Expands placeholders, and labels what the assistant says, of a preference the last answer alone."""
         images, audio = self.media.augmenter.media(row, view)
         counts = {
-            self.image: [self.media.image_tokens] * len(images),
+            self.image: [self.media.image_tokens(item) for item in images],
             self.audio: [self.media.audio_tokens(item) for item in audio],
         }
         examples: list[Example] = []

@@ -1,6 +1,6 @@
 """Pictures and clips as model inputs: cached features where the tower is frozen, else tensors made of the file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,11 @@ class Media:
 
     def __init__(self, model: MixLoraForConditionalGeneration, processor: Any, mask_time: float = 0.0):
         self.processor, self.mask_time = processor, mask_time
-        self.image_tokens = model.config.vision_tokens_per_side**2
+        self.vision_tower = getattr(model.model, "vision_tower", None)
+        self.speech_tower = getattr(model.model, "speech_tower", None)
         self.speech_stack = model.config.speech_stack
         self.caches: dict[str, FeatureCache] = {}
-        self._audio_tokens: dict[Item, int] = {}
+        self._counts: dict[tuple[str, Item], int] = {}
         self.augmenter = Augmenter()
 
     def cache(
@@ -69,15 +70,30 @@ class Media:
         folders = [{kind: cache.folder for kind, cache in media.caches.items()} for media in (self, other)]
         return folders[0] == folders[1]
 
+    def image_tokens(self, item: Item) -> int:
+        """Placeholders of a picture. Its file is read only where its shape decides."""
+        tower = _required(self.vision_tower, item, "vision_tower")
+
+        def count() -> int:
+            inputs = self.pictures([item])
+            return tower.token_counts(inputs["image_sizes"], inputs["image_attention_mask"])[0]
+
+        return self._count("image", item, count) if tower.tokens is None else tower.tokens
+
     def audio_tokens(self, item: Item) -> int:
         """Placeholders of a clip."""
-        if item not in self._audio_tokens:
-            if "audio" in self.caches:
-                frames = self.caches["audio"].tokens(item)
-            else:
-                frames = -(-int(self.clips([item])["input_features_mask"].sum()) // 2)
-            self._audio_tokens[item] = -(-frames // self.speech_stack)
-        return self._audio_tokens[item]
+        tower = _required(self.speech_tower, item, "speech_tower")
+
+        def count() -> int:
+            return tower.token_count(int(self.clips([item])["input_features_mask"].sum()))
+
+        return -(-self._count("audio", item, count) // self.speech_stack)
+
+    def _count(self, kind: str, item: Item, count: Callable[[], int]) -> int:
+        """Tower features of an item, asked for once; `count` tells where they are not cached."""
+        if (kind, item) not in self._counts:
+            self._counts[kind, item] = self.caches[kind].tokens(item) if kind in self.caches else count()
+        return self._counts[kind, item]
 
     def inputs(self, images: Sequence[Item], audio: Sequence[Item]) -> dict[str, Any]:
         """Model inputs for the media of a batch, in order of appearance."""
@@ -93,9 +109,11 @@ class Media:
         return inputs | ({"mm_encoder_outputs": features} if features else {})
 
     def pictures(self, files: Sequence[Item]) -> dict[str, torch.Tensor]:
-        """`pixel_values` `[crops, 3, height, width]` and `image_sizes`."""
+        """What a vision tower takes: `pixel_values` `[crops, 3, height, width]`, `image_sizes`, of Phi-4 masks too."""
         pictures = [self.augmenter.picture(file) for file in files]
-        return dict(self.processor.image_processor(pictures, return_tensors="pt"))
+        processor = self.processor.image_processor
+        inputs = processor(pictures, return_tensors="pt")
+        return {name: inputs[name] for name in processor.model_input_names}
 
     def clips(self, files: Sequence[Item]) -> dict[str, torch.Tensor]:
         """`input_features` `[clips, frames, mels]` and `input_features_mask` `[clips, frames]`."""
@@ -103,8 +121,17 @@ class Media:
         return dict(self.processor.audio_processor(clips, return_tensors="pt"))
 
     def _see(self, model: MixLoraForConditionalGeneration, files: Sequence[Item]) -> list[torch.Tensor]:
-        return model.model.encode_vision(self.pictures(files)["pixel_values"].to(model.device))
+        return model.model.encode_vision(**_on(model.device, self.pictures(files)))
 
     def _hear(self, model: MixLoraForConditionalGeneration, files: Sequence[Item]) -> list[torch.Tensor]:
-        inputs = {name: tensor.to(model.device) for name, tensor in self.clips(files).items()}
-        return model.model.encode_speech(inputs["input_features"], inputs["input_features_mask"])
+        return model.model.encode_speech(**_on(model.device, self.clips(files)))
+
+
+def _on(device: torch.device, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def _required(tower: Any, item: Item, name: str) -> Any:
+    if tower is None:
+        raise ValueError(f"{item}: this model has no {name}")
+    return tower
