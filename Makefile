@@ -4,13 +4,14 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 SAMPLES := mixlora/default/samples/rows.jsonl
 SOURCES := mixlora modeling training
+OLDEST := build/oldest
 
-.PHONY: help install chat default test lint format types clean
+.PHONY: help install chat default test test-oldest lint format types clean
 
 help:
 	@echo "make chat    answer the samples that ship with the package: text, a picture, a voice, a voice beside a picture"
 	@echo "make default train the embedded checkpoint from packages (hours)"
-	@echo "make test    run the tests, offline"
+	@echo "make test    run the tests, offline                make test-oldest  with the oldest dependencies allowed"
 	@echo "make lint    check style with ruff         make format  let ruff rewrite the files"
 	@echo "make types   check types with mypy         make clean   remove caches (not .venv, not build/data)"
 
@@ -20,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("mixlora needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name another one with PYTHON=...") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || { echo "==> making a virtual environment in .venv"; $(PYTHON) -m venv .venv; }
 	@echo "==> installing mixlora and its dependencies into .venv (torch is large: the first time takes some minutes)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev,train,report,data]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev,train,report,data,interop]'
 	@touch $@
 	@echo "==> installed"
 
@@ -40,6 +41,15 @@ default: $(STAMP)
 test: $(STAMP)
 	@echo "==> running the tests, offline"
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# The oldest release series of each dependency that pyproject.toml allows, in an environment of its own.
+test-oldest:
+	@mkdir -p build
+	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	@sed -nE 's/^ *"([A-Za-z0-9_-]+)>=([0-9.]+).*/\1==\2.*/p' pyproject.toml > build/oldest.txt
+	@echo "==> installing the oldest versions into $(OLDEST)"
+	@$(OLDEST)/bin/python -m pip install --disable-pip-version-check --progress-bar off -c build/oldest.txt -e '.[dev,train]'
+	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

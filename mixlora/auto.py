@@ -25,6 +25,11 @@ _MODEL_CLASSES = {
     "AutoModelForImageTextToText": "MixLoraForConditionalGeneration",
     "AutoModelForMultimodalLM": "MixLoraForConditionalGeneration",
 }
+_NAME_TABLES = (
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
+)
 
 
 class _LazyClass:
@@ -46,6 +51,8 @@ def _register_configurations(auto: ModuleType) -> None:
 def _register_models(auto: ModuleType) -> None:
     config = import_module(_OURS + _CONFIG)
     loaded = sys.modules.get(_OURS + "modeling_mixlora")
+    for names in _NAME_TABLES:  # by these the trainer knows whose labels to shift, and the server what it can serve
+        getattr(auto, names).setdefault("mixlora", "MixLoraForConditionalGeneration")
     for auto_name, class_name in _MODEL_CLASSES.items():
         model_class = getattr(loaded, class_name, None) or _LazyClass(class_name)
         for config_class in (config.MixLoraConfig, config.Phi4MMConfig):

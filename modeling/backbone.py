@@ -9,10 +9,10 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
-from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mixlora import MixLoraConfig
 from .decoder import RoutedDecoder, RoutedPreTrainedModel
+from .masks import check_mask, count_positions
 from .projectors import Projector, SeparatorProjector, compress_by_ctc, project_each, stack_frames
 from .rope_switch import keep, kept_layer, must_rebuild_all, replace_rows, stale_rows
 from .routed_lora import Route, RoutedLinear
@@ -46,6 +46,12 @@ class MixLoraPreTrainedModel(RoutedPreTrainedModel):
         if isinstance(module, SeparatorProjector):
             nn.init.zeros_(module.row_separator)
             nn.init.zeros_(module.global_separator)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(enable, *args, **kwargs)
+        for module in self.modules():
+            if hasattr(module, "timm_model") and module.supports_gradient_checkpointing:
+                module._set_gradient_checkpointing(enable)  # a switch of its own, which transformers' walk passes by
 
 
 class MixLoraModel(MixLoraPreTrainedModel):
@@ -209,6 +215,9 @@ class MixLoraModel(MixLoraPreTrainedModel):
             ValueError: placeholders and features disagree in a row.
         """
         given = mm_encoder_outputs or {}
+        if pixel_values is None and input_features is None and not given and torch.compiler.is_compiling():
+            self._refuse_placeholders(input_ids)
+            return {}
         result: dict[str, MediaOutput] = {}
         image = self._finished(given.get("image"), input_ids, self.config.image_token_id)
         if pixel_values is not None or given.get("image_features"):
@@ -242,6 +251,13 @@ class MixLoraModel(MixLoraPreTrainedModel):
         if not output:
             return None
         return MediaOutput(pooler_output=cut_by_rows(self._placeholders(input_ids, token_id), output.pooler_output))
+
+    def _refuse_placeholders(self, input_ids: torch.Tensor) -> None:
+        """As `encode_media` without media, but nothing is read back, so that a step of decoding compiles whole."""
+        for token_id in (self.config.image_token_id, self.config.audio_token_id):
+            if token_id is not None:
+                message = f"input_ids hold placeholders ({token_id}), but no media are given"
+                torch._assert_async((input_ids != token_id).all(), message)
 
     @staticmethod
     def _placeholders(input_ids: torch.Tensor, token_id: int | None) -> list[int]:
@@ -313,8 +329,9 @@ class MixLoraModel(MixLoraPreTrainedModel):
             raise ValueError("media need input_ids: with inputs_embeds the placeholders cannot be seen")
         if (self.config.text_config.use_cache if use_cache is None else use_cache) and past_key_values is None:
             past_key_values = None if self.training else DynamicCache(config=self.config.text_config)
+        check_mask(attention_mask, position_ids, self.language_model.rotary_emb.varies)
         if position_ids is None:
-            position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
+            position_ids = count_positions(inputs_embeds, attention_mask, past_key_values)
         so_far = position_ids.amax(dim=-1) + 1
         row_lengths = so_far if row_lengths is None else torch.maximum(row_lengths.to(so_far.device), so_far)
         if not torch.compiler.is_compiling():  # `generate` has done so before a compiled step
@@ -328,7 +345,6 @@ class MixLoraModel(MixLoraPreTrainedModel):
             keep(past_key_values, layers, inputs_embeds, rotary.is_long(row_lengths))
         return outputs
 
-    @capture_outputs  # not on `forward`: what rebuilds a cache must not be captured
     def _decode(
         self,
         inputs_embeds: torch.Tensor,
@@ -346,10 +362,9 @@ class MixLoraModel(MixLoraPreTrainedModel):
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
-        hidden_states = self.language_model(
-            inputs_embeds, route, position_ids, mask, past_key_values, row_lengths, **kwargs
-        )
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+        for asked in ("output_hidden_states", "output_attentions"):
+            kwargs.setdefault(asked, getattr(self.config, asked, False))
+        return self.language_model(inputs_embeds, route, position_ids, mask, past_key_values, row_lengths, **kwargs)
 
     def rebuild_cache(
         self,
@@ -387,16 +402,5 @@ class MixLoraModel(MixLoraPreTrainedModel):
         mask = None if attention_mask is None else attention_mask[rows, :past]
         route = Route() if adapter_ids is None else Route.from_adapter_ids(adapter_ids[rows], self.router.names)
         fresh = DynamicCache(config=self.config.text_config)
-        self._decode(embeds, route, mask, self._positions(embeds, mask, None), fresh, row_lengths[rows])
+        self._decode(embeds, route, mask, count_positions(embeds, mask, None), fresh, row_lengths[rows])
         replace_rows(past_key_values, fresh, layers, rows, is_long[rows])
-
-    @staticmethod
-    def _positions(
-        inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None
-    ) -> torch.Tensor:
-        """Positions `[batch, length]` that count real tokens only, so that left padding shifts nothing."""
-        batch, length = inputs_embeds.shape[:2]
-        if attention_mask is not None and attention_mask.dim() == 2:
-            return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        return (torch.arange(length, device=inputs_embeds.device) + past).expand(batch, -1)

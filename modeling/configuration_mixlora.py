@@ -11,6 +11,7 @@ from .phi4_config import from_phi4
 MODALITIES = ("text", "vision", "speech", "vision_speech")
 PHI4_ROUTING = {"text": None, "vision": "vision", "speech": "speech", "vision_speech": "vision"}
 ADAPTER_FIELDS = {"r", "alpha", "dropout", "target_modules"}
+ROPE_MODES = ("by_length", "fixed_long")
 
 
 @strict
@@ -24,6 +25,8 @@ class MixLoraTextConfig(PreTrainedConfig):
         attention_bias: bias of the q, k and v projections (Qwen2).
         attention_output_bias: bias of the output projection.
         qk_norm: RMSNorm over each head of q and k (Qwen3).
+        rope_mode: `by_length`, LongRoPE's factors follow each row's length; or `fixed_long`, the long ones at every
+            length, as vLLM serves a model whose context is longer than the one it was first trained on.
     """
 
     model_type = "mixlora_decoder"
@@ -47,6 +50,7 @@ class MixLoraTextConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
     tie_word_embeddings: bool = True
     rope_parameters: dict[str, Any] | None = None
+    rope_mode: str = "by_length"
     attention_bias: bool = False
     attention_output_bias: bool = False
     attention_dropout: int | float = 0.0
@@ -62,12 +66,17 @@ class MixLoraTextConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Raises ValueError where the heads do not divide."""
+        """Raises ValueError where the heads do not divide, or `rope_mode` does not fit."""
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) is not a multiple of "
                 f"num_key_value_heads ({self.num_key_value_heads})"
             )
+        if self.rope_mode not in ROPE_MODES:
+            raise ValueError(f"rope_mode {self.rope_mode!r} is not one of {ROPE_MODES}")
+        kind = (self.rope_parameters or {}).get("rope_type")
+        if self.rope_mode == "fixed_long" and kind != "longrope":
+            raise ValueError(f"rope_mode 'fixed_long' needs the rope_type 'longrope', got {kind!r}")
 
 
 @strict

@@ -7,7 +7,9 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.output_capturing import capture_outputs
 
 from .attention import RMSNorm, RoutedAttention
 from .configuration_mixlora import MixLoraTextConfig
@@ -110,6 +112,7 @@ class RoutedDecoder(RoutedPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @capture_outputs  # here, not on a model with towers: it would hook into their layers too, which record their own
     def forward(
         self,
         inputs_embeds: torch.Tensor,
@@ -119,8 +122,8 @@ class RoutedDecoder(RoutedPreTrainedModel):
         past_key_values: Cache | None = None,
         row_lengths: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> torch.Tensor:
-        """`inputs_embeds` `[batch, length, width]` -> normed hidden states of the same shape."""
+    ) -> BaseModelOutputWithPast:
+        """`inputs_embeds` `[batch, length, width]` -> normed `last_hidden_state` of the same shape."""
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids, row_lengths)
         hidden_states = inputs_embeds
         for layer in self.layers:
@@ -133,4 +136,4 @@ class RoutedDecoder(RoutedPreTrainedModel):
                 position_ids=position_ids,
                 **kwargs,
             )
-        return self.norm(hidden_states)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)

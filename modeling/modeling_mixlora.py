@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.generation import GenerationConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
@@ -15,19 +15,16 @@ from .adapter_folders import delete_adapter, load_adapter, save_adapter
 from .backbone import MediaOutput, MixLoraModel, MixLoraPreTrainedModel
 from .base_checkpoint import checkpoint_folder, describe_base, is_base_tensor, load_base, load_weights
 from .configuration_mixlora import MixLoraConfig
+from .generation_mixlora import RoutedGenerationMixin
 from .parts import Part, build
 from .phi4_checkpoint import ADAPTER_FOLDERS, load_phi4, phi4_layout
 from .router import ModalityRouter
 
-MEDIA = (
-    *("pixel_values", "image_sizes", "image_attention_mask"),
-    *("input_features", "input_features_mask", "mm_encoder_outputs"),
-)
 IGNORED = -100  # no loss there, as everywhere in transformers
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
-class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, GenerationMixin):
+class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, RoutedGenerationMixin):
     """The model with its head: text from text, pictures and speech, every row on its own route."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -251,79 +248,3 @@ class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, GenerationMixin):
             if placeholder is not None:
                 labels = labels.masked_fill(labels == placeholder, IGNORED)
         return labels
-
-    @torch.no_grad()
-    def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """As in transformers. The route is decided once, from the prompt, and media are encoded once."""
-        input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
-        if input_ids is not None and kwargs.get("inputs_embeds") is None:
-            past = kwargs.get("past_key_values")
-            seen = past.get_seq_length() if past is not None else 0
-            if kwargs.get("adapter_ids") is None:
-                kwargs["adapter_ids"] = self.router.continued(input_ids, seen)
-            media = {name: kwargs.pop(name, None) for name in MEDIA}
-            if encoded := self.model.encode_media(input_ids[:, seen:], **media, conversation_ids=input_ids):
-                kwargs["mm_encoder_outputs"] = encoded
-            kwargs["suppress_tokens"] = self._suppressed(kwargs)
-            mask = kwargs.get("attention_mask")
-            if self.model.language_model.rotary_emb.varies and mask is not None and mask.dim() == 2:
-                # so that the first chunk of a long prompt already takes the long factors
-                kwargs.setdefault("row_lengths", mask.sum(-1))
-        return super().generate(input_ids, **kwargs)
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.LongTensor,
-        next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """As in transformers, after the cache of rows that pass LongRoPE's switch was rebuilt.
-
-        `forward` does so too, but not where it is compiled.
-        """
-        may_compile = past_key_values is not None and past_key_values.is_compileable
-        if may_compile and attention_mask is not None and attention_mask.dim() == 2:
-            lengths = attention_mask.sum(-1)
-            if kwargs.get("row_lengths") is not None:
-                lengths = torch.maximum(lengths, kwargs["row_lengths"])
-            self.model.rebuild_cache(past_key_values, attention_mask, lengths, kwargs.get("adapter_ids"))
-        return super().prepare_inputs_for_generation(
-            input_ids,
-            next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
-        )
-
-    def _suppressed(self, kwargs: dict[str, Any]) -> list[int] | None:
-        """Tokens that are never an answer: a placeholder would ask for media that are not there."""
-        config = kwargs.get("generation_config") or self.generation_config
-        given = kwargs.get("suppress_tokens", config.suppress_tokens) or []
-        ours = [i for i in (self.config.image_token_id, self.config.audio_token_id) if i is not None]
-        return sorted({*given, *ours}) or None
-
-    def _expand_multimodal_outputs(
-        self,
-        input_ids: torch.Tensor,
-        mm_encoder_output: dict[str, MediaOutput],
-        expand_size: int = 1,
-        inputs_embeds: torch.Tensor | None = None,
-    ) -> dict[str, MediaOutput]:
-        """Repeats each row's media `expand_size` times (beams, samples); transformers does so for pictures only."""
-        expanded = {}
-        for name, output in mm_encoder_output.items():
-            items: list[torch.Tensor] = []
-            rows: list[int] = []
-            for row in sorted(set(output.rows)):
-                mine = [item for item, owner in zip(output.pooler_output, output.rows, strict=True) if owner == row]
-                for copy in range(expand_size):
-                    items += mine
-                    rows += [row * expand_size + copy] * len(mine)
-            expanded[name] = MediaOutput(pooler_output=items, rows=rows)
-        return expanded

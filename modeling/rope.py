@@ -57,11 +57,20 @@ class RotaryEmbedding(nn.Module):
     @property
     def varies(self) -> bool:
         """Whether a row's factors change as it grows, so that what was cached before must be computed again."""
-        return self.rope_type in ("longrope", "dynamic")
+        return self.rope_type in ("longrope", "dynamic") and self.config.rope_mode != "fixed_long"
+
+    def room(self, length: int) -> int | None:
+        """Tokens that a row of `length` real ones may take in one pass and keep its factors; None: any number."""
+        if not self.varies or (self.rope_type == "longrope" and length > self.original_length):
+            return None
+        return max(self.original_length - length, 0)
 
     def is_long(self, row_lengths: torch.Tensor) -> torch.Tensor:
-        """BoolTensor `[batch]`: which rows are beyond the length that the decoder was first trained on."""
-        return row_lengths > self.original_length
+        """BoolTensor `[batch]`: which rows are beyond the length that the decoder was first trained on.
+
+        With `rope_mode="fixed_long"` all are treated so.
+        """
+        return row_lengths > (-1 if self.config.rope_mode == "fixed_long" else self.original_length)
 
     def _row_frequencies(self, row_lengths: torch.Tensor) -> torch.Tensor:
         """Inverse frequencies of each row, `[batch, 1, rotary_dim / 2]`, or `[1, 1, rotary_dim / 2]` of all."""

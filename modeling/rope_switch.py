@@ -25,6 +25,8 @@ def keep(cache: Cache, layers: int, embeds: torch.Tensor, is_long: torch.Tensor)
     """Keeps what was just cached: `embeds` `[batch, length, width]` and its rows' flags `[batch]`."""
     flags = is_long.to(embeds.dtype)[:, None, None, None].expand(-1, 1, embeds.shape[1], 1)
     kept_layer(cache, layers).update(embeds.detach().unsqueeze(1), flags)
+    if cache.offloading:  # one layer too many stands between the last and the first, so that this one is not fetched
+        cache.prefetch(0, cache.only_non_sliding)
 
 
 def stale_rows(cache: Cache, layers: int, past: int, is_long: torch.Tensor, always: bool = False) -> torch.Tensor:
@@ -49,6 +51,8 @@ def must_rebuild_all(cache: Cache, layers: int) -> bool:
 
 def replace_rows(cache: Cache, fresh: Cache, layers: int, rows: torch.Tensor, is_long: torch.Tensor) -> None:
     """Puts the layers of `fresh`, a cache of `rows` alone, into `cache`, with their flags `is_long` `[rows]`."""
+    if cache.offloading and torch.cuda.is_available():
+        torch.cuda.synchronize()  # layers are on their way to the host and back
     past = int(fresh.get_seq_length())
     for layer, new in zip(cache.layers[:layers], fresh.layers, strict=False):
         if isinstance(layer, BaseQuantizedLayer):

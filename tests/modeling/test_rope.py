@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import LlamaConfig, Phi3Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
@@ -86,3 +87,47 @@ def test_partial_rotation_leaves_the_rest():
     turned = apply_rotary(x, angle.cos(), angle.sin())
     assert torch.equal(turned[..., 8:], x[..., 8:])
     torch.testing.assert_close(turned[..., :8].norm(dim=-1), x[..., :8].norm(dim=-1))
+
+
+def longrope_config(**changes) -> MixLoraTextConfig:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [float(i) for i in range(2, 10)]}
+    return MixLoraTextConfig(**SHAPE, rope_parameters=SCALED | factors | {"rope_type": "longrope"}, **changes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_frequencies_keep_their_bits_in_every_precision(dtype):
+    rotary = RotaryEmbedding(longrope_config())
+    x, positions = torch.zeros(1, LONGEST, 64), torch.arange(LONGEST)[None]
+    wanted = rotary(x, positions)
+    for length in (None, torch.tensor([5])):
+        wanted = rotary(x, positions, length)
+        for found, right in zip(rotary.to(dtype)(x, positions, length), wanted, strict=True):
+            assert torch.equal(found, right)
+
+
+@pytest.mark.parametrize("length", [3, ORIGINAL, ORIGINAL + 1])
+def test_fixed_long_takes_the_long_factors_at_every_length(length):
+    """Those of Phi-3 for a longer sequence, whatever the row's own length."""
+    config = longrope_config(rope_mode="fixed_long")
+    options = {"original_max_position_embeddings": ORIGINAL, "pad_token_id": 0}
+    theirs = Phi3RotaryEmbedding(Phi3Config(**SHAPE, **options, rope_parameters=dict(config.rope_parameters)))
+    x, positions = torch.zeros(1, LONGEST, 64), torch.arange(LONGEST)[None]
+    wanted = [each[:, :length] for each in theirs(x, positions)]
+    rotary = RotaryEmbedding(config)
+    assert not rotary.varies and rotary.room(length) is None
+    for found, right in zip(rotary(x[:, :length], positions[:, :length]), wanted, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
+    short = RotaryEmbedding(longrope_config())(x[:, :3], positions[:, :3])[0]
+    assert not torch.allclose(short, wanted[0][:, :3], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"rope_mode": "always_long"}, "rope_mode 'always_long' is not one of"),
+        ({"rope_mode": "fixed_long", "rope_parameters": dict(BASE)}, "needs the rope_type 'longrope', got 'default'"),
+    ],
+)
+def test_a_rope_mode_that_does_not_fit_is_refused(changes, message):
+    with pytest.raises(StrictDataclassClassValidationError, match=message):
+        MixLoraTextConfig(**SHAPE, **changes)
