@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch.func import functional_call
 
-from mixlora.modeling.modeling_mixlora import MEDIA, MixLoraForConditionalGeneration
+from mixlora.modeling.generation_mixlora import MEDIA
+from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.training.stages import RecipeError
 
 SELF = "self"
