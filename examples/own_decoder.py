@@ -2,8 +2,9 @@
 
     python examples/own_decoder.py [--decoder DIR]
 
-DIR is a Llama-like checkpoint (Llama, Mistral, Qwen2, Qwen3, Phi-3); by default a tiny random Llama stands in. The
-towers are named by a config and so have random weights; a folder or a loaded encoder in the same place brings its own.
+DIR is a checkpoint of Llama, Mistral, Qwen2, Qwen3, Phi-3, SmolLM2 or StarCoder2; by default a tiny random Llama is
+made. The towers are named by a config and so have random weights; a folder or a loaded encoder in the same place
+brings its own.
 """
 
 import argparse

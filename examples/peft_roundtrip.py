@@ -22,7 +22,8 @@ def plain_llama(model: Any) -> Any:
     from mixlora.modeling.base_checkpoint import is_base_tensor
 
     text = model.config.text_config
-    if text.fused_projections or text.qk_norm or text.attention_bias != text.attention_output_bias:
+    differs = text.fused_projections or text.qk_norm or text.attention_bias != text.attention_output_bias
+    if differs or text.norm_epsilon is not None or text.sliding_window is not None or not text.is_gated_act:
         raise ValueError("this decoder is not laid out as a Llama; load the adapter folder on its own base instead")
     fields = set(LlamaConfig.__dataclass_fields__) - {"architectures", "dtype"}
     config = LlamaConfig(**{name: value for name, value in text.to_dict().items() if name in fields})

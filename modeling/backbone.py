@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 
@@ -15,7 +15,7 @@ from .decoder import RoutedDecoder, RoutedPreTrainedModel
 from .masks import check_mask, count_positions
 from .projectors import Projector, SeparatorProjector, compress_by_ctc, project_each, stack_frames
 from .rope_switch import keep, kept_layer, must_rebuild_all, replace_rows, stale_rows
-from .routed_lora import Route, RoutedLinear
+from .routed_lora import Route, is_named, pair_size
 from .router import ModalityRouter
 from .splicing import cut_by_rows, owner_rows, splice
 from .towers import build_speech_tower, build_vision_tower
@@ -75,15 +75,26 @@ class MixLoraModel(MixLoraPreTrainedModel):
                 {name: Projector(*sizes, config.projector_norm) for name in ("speech", "vision_speech")}
             )
         for name, spec in config.adapters.items():
-            self._add_adapter(name, spec)
+            self.add_pairs(name, spec)
         self.gradient_checkpointing = False
         self.post_init()
 
-    def _add_adapter(self, name: str, spec: dict[str, Any]) -> None:
-        targets = spec["target_modules"]
-        for path, module in self.language_model.named_modules():
-            if isinstance(module, RoutedLinear) and (targets is None or path.rsplit(".", 1)[-1] in targets):
-                module.add_adapter(name, spec["r"], spec["alpha"], spec["dropout"])
+    def add_pairs(self, name: str, spec: dict[str, Any]) -> None:
+        """Adds an adapter's fresh pairs to the projections that its entry of `config.adapters` names.
+
+        Raises:
+            ValueError: it names something else.
+        """
+        modules = self.language_model.projections()
+        for target in spec["target_modules"] or ():
+            if not any(is_named(path, target) for path in modules):
+                raise ValueError(
+                    f"adapters[{name!r}]: target_modules names {target!r}, which is no projection of this decoder, "
+                    f"such as {min(modules)}"
+                )
+        for path, module in modules.items():
+            if size := pair_size(spec, path):
+                module.add_adapter(name, *size, spec["dropout"])
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.embed_tokens
@@ -355,8 +366,10 @@ class MixLoraModel(MixLoraPreTrainedModel):
         row_lengths: torch.Tensor,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        mask = create_causal_mask(
-            config=self.config.text_config,
+        config = self.config.text_config
+        create_mask = create_causal_mask if config.sliding_window is None else create_sliding_window_causal_mask
+        mask = create_mask(
+            config=config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,

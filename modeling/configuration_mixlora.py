@@ -10,13 +10,29 @@ from .phi4_config import from_phi4
 
 MODALITIES = ("text", "vision", "speech", "vision_speech")
 PHI4_ROUTING = {"text": None, "vision": "vision", "speech": "speech", "vision_speech": "vision"}
-ADAPTER_FIELDS = {"r", "alpha", "dropout", "target_modules"}
+ADAPTER_FIELDS = {"r", "alpha", "dropout", "target_modules", "rank_pattern", "alpha_pattern"}
 ROPE_MODES = ("by_length", "fixed_long")
+
+
+def full_adapter(spec: dict[str, Any]) -> dict[str, Any]:
+    """An entry of `MixLoraConfig.adapters` with its defaults."""
+    return {"alpha": spec.get("r"), "dropout": 0.0, "target_modules": None} | spec
+
+
+def check_adapter(name: str, spec: dict[str, Any]) -> None:
+    """Raises ValueError for a wrong name or entry of `MixLoraConfig.adapters`."""
+    if "." in name or not name:
+        raise ValueError(f"adapter name {name!r} must be non-empty and without dots")
+    if wrong := set(spec) - ADAPTER_FIELDS:
+        raise ValueError(f"adapters[{name!r}]: unknown {sorted(wrong)}, expected {sorted(ADAPTER_FIELDS)}")
+    for rank in (spec.get("r"), *(spec.get("rank_pattern") or {}).values()):
+        if not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"adapters[{name!r}]: r must be an integer above 0, got {rank!r}")
 
 
 @strict
 class MixLoraTextConfig(PreTrainedConfig):
-    """Decoder-only transformer: grouped-query attention, RMSNorm, gated MLP, rotary positions.
+    """Decoder-only transformer: grouped-query attention, pre-norm, a gated or plain MLP, rotary positions.
 
     The field names are those of `LlamaConfig`. On top of them:
 
@@ -27,6 +43,11 @@ class MixLoraTextConfig(PreTrainedConfig):
         qk_norm: RMSNorm over each head of q and k (Qwen3).
         rope_mode: `by_length`, LongRoPE's factors follow each row's length; or `fixed_long`, the long ones at every
             length, as vLLM serves a model whose context is longer than the one it was first trained on.
+        is_gated_act: whether the MLP is gated, else it is `c_proj(act(c_fc(x)))` (StarCoder2).
+        norm_epsilon: where given, norms are LayerNorms with a bias and this epsilon, not RMSNorms (StarCoder2).
+        sliding_window: a token sees the last tokens of this number, itself among them; None for all.
+        residual_dropout: dropout of what attention and MLP add, in training (StarCoder2, Phi-3).
+        embedding_dropout: dropout of the input embeddings, in training (StarCoder2).
     """
 
     model_type = "mixlora_decoder"
@@ -57,6 +78,11 @@ class MixLoraTextConfig(PreTrainedConfig):
     mlp_bias: bool = False
     fused_projections: bool = False
     qk_norm: bool = False
+    is_gated_act: bool = True
+    norm_epsilon: float | None = None
+    sliding_window: int | None = None
+    residual_dropout: int | float = 0.0
+    embedding_dropout: int | float = 0.0
 
     def __post_init__(self, **kwargs):
         if self.num_key_value_heads is None:
@@ -66,7 +92,7 @@ class MixLoraTextConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Raises ValueError where the heads do not divide, or `rope_mode` does not fit."""
+        """Raises ValueError where the heads do not divide, or rotary settings do not go together."""
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) is not a multiple of "
@@ -77,6 +103,8 @@ class MixLoraTextConfig(PreTrainedConfig):
         kind = (self.rope_parameters or {}).get("rope_type")
         if self.rope_mode == "fixed_long" and kind != "longrope":
             raise ValueError(f"rope_mode 'fixed_long' needs the rope_type 'longrope', got {kind!r}")
+        if self.sliding_window is not None and kind in ("longrope", "dynamic"):
+            raise ValueError(f"sliding_window ({self.sliding_window}) with rope_type {kind!r} is not supported")
 
 
 @strict
@@ -91,7 +119,8 @@ class MixLoraConfig(PreTrainedConfig):
         vision_config: any transformers vision encoder (`timm_wrapper` included), or None.
         speech_config: any transformers audio encoder (Whisper's included), or None.
         adapters: name -> `{"r", "alpha", "dropout", "target_modules"}`; alpha is r by default, and `target_modules`
-            lists projection names, all of them by default.
+            lists names of projections, or paths where only some layers have it (`layers.0.self_attn.q_proj`), all of
+            them by default. `rank_pattern` and `alpha_pattern` map names or paths to what differs there.
         routing: modality of a row (text, vision, speech, vision_speech) -> adapter name, or None for the base alone;
             Phi-4-Multimodal's table by default. A row whose adapter is not loaded raises.
         image_token_id: placeholder that a picture's features replace, one placeholder a feature.
@@ -106,6 +135,8 @@ class MixLoraConfig(PreTrainedConfig):
         projector_hidden_size: width of the projectors' hidden layer; the decoder's width by default.
         projector_norm: whether the projectors begin with a LayerNorm.
         base_model: `{"name_or_path", "revision", "sha256"}` of the decoder, where the checkpoint does not hold it.
+        merged_adapter: name of the adapter that is folded into the decoder's weights, which are then no base any more;
+            see [`MixLoraForConditionalGeneration.merge_adapter`].
     """
 
     model_type = "mixlora"
@@ -132,6 +163,7 @@ class MixLoraConfig(PreTrainedConfig):
     projector_norm: bool = True
     tie_word_embeddings: bool = True
     base_model: dict[str, Any] | None = None
+    merged_adapter: str | None = None
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -143,10 +175,7 @@ class MixLoraConfig(PreTrainedConfig):
         return super().from_dict(from_phi4(config_dict), **kwargs)
 
     def __post_init__(self, **kwargs):
-        self.adapters = {
-            name: {"alpha": spec.get("r"), "dropout": 0.0, "target_modules": None} | spec
-            for name, spec in (self.adapters or {}).items()
-        }
+        self.adapters = {name: full_adapter(spec) for name, spec in (self.adapters or {}).items()}
         self.routing = PHI4_ROUTING | (self.routing or {})
         if self.vision_layers is None:
             self.vision_layers = [-1]
@@ -161,12 +190,7 @@ class MixLoraConfig(PreTrainedConfig):
             if name is not None and not isinstance(name, str):
                 raise ValueError(f"routing[{modality!r}] must be an adapter name or None, got {name!r}")
         for name, spec in self.adapters.items():
-            if "." in name or not name:
-                raise ValueError(f"adapter name {name!r} must be non-empty and without dots")
-            if wrong := set(spec) - ADAPTER_FIELDS:
-                raise ValueError(f"adapters[{name!r}]: unknown {sorted(wrong)}, expected {sorted(ADAPTER_FIELDS)}")
-            if not isinstance(spec.get("r"), int) or spec["r"] < 1:
-                raise ValueError(f"adapters[{name!r}]: r must be an integer above 0, got {spec.get('r')!r}")
+            check_adapter(name, spec)
 
 
 @strict

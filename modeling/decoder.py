@@ -41,15 +41,38 @@ class RoutedMLP(nn.Module):
         return self.down_proj(self.act_fn(gate) * up, route)
 
 
+class RoutedPlainMLP(nn.Module):
+    """`c_proj(act(c_fc(x)))`, each projection routed; the names are StarCoder2's."""
+
+    def __init__(self, config: MixLoraTextConfig):
+        super().__init__()
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.c_fc = RoutedLinear(nn.Linear(width, inner, bias=bias))
+        self.c_proj = RoutedLinear(nn.Linear(inner, width, bias=bias))
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, x: torch.Tensor, route: Route) -> torch.Tensor:
+        """`[batch, length, width]` -> the same shape."""
+        return self.c_proj(self.act_fn(self.c_fc(x, route)), route)
+
+
+def build_norm(config: MixLoraTextConfig) -> nn.Module:
+    """The norm of the residual stream: RMSNorm, or LayerNorm where the config gives its epsilon."""
+    if config.norm_epsilon is None:
+        return RMSNorm(config.hidden_size, config.rms_norm_eps)
+    return nn.LayerNorm(config.hidden_size, eps=config.norm_epsilon)
+
+
 class DecoderLayer(GradientCheckpointingLayer):
     """Pre-norm block: attention, then MLP, each with its residual."""
 
     def __init__(self, config: MixLoraTextConfig, layer_idx: int):
         super().__init__()
         self.self_attn = RoutedAttention(config, layer_idx)
-        self.mlp = RoutedMLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = RoutedMLP(config) if config.is_gated_act else RoutedPlainMLP(config)
+        self.input_layernorm = build_norm(config)
+        self.post_attention_layernorm = build_norm(config)
+        self.dropout = nn.Dropout(config.residual_dropout)
 
     def forward(
         self,
@@ -69,8 +92,8 @@ class DecoderLayer(GradientCheckpointingLayer):
             past_key_values=past_key_values,
             **kwargs,
         )
-        hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states), route)
+        hidden_states = hidden_states + self.dropout(attended)
+        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states), route))
 
 
 class RoutedPreTrainedModel(PreTrainedModel):
@@ -85,6 +108,16 @@ class RoutedPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": DecoderLayer, "attentions": RoutedAttention}
+
+    def _no_global_adapter(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError(
+            "adapters act row by row here: pass adapter_ids (LongTensor [batch], -1 for the base) or change "
+            "config.routing; add_adapter, load_adapter, save_adapter, delete_adapter and merge_adapter of "
+            "MixLoraForConditionalGeneration add, read, write, remove and fold one in"
+        )
+
+    set_adapter = disable_adapters = enable_adapters = active_adapters = enable_peft_hotswap = _no_global_adapter
+    add_adapter = load_adapter = delete_adapter = get_adapter_state_dict = _no_global_adapter
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -107,10 +140,15 @@ class RoutedDecoder(RoutedPreTrainedModel):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = build_norm(config)
+        self.dropout = nn.Dropout(config.embedding_dropout)
         self.rotary_emb = RotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def projections(self) -> dict[str, RoutedLinear]:
+        """Every projection by its path, such as `layers.0.self_attn.q_proj`."""
+        return {path: module for path, module in self.named_modules() if isinstance(module, RoutedLinear)}
 
     @capture_outputs  # here, not on a model with towers: it would hook into their layers too, which record their own
     def forward(
@@ -125,7 +163,7 @@ class RoutedDecoder(RoutedPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """`inputs_embeds` `[batch, length, width]` -> normed `last_hidden_state` of the same shape."""
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids, row_lengths)
-        hidden_states = inputs_embeds
+        hidden_states = self.dropout(inputs_embeds)
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
-from .adapter_folders import delete_adapter, load_adapter, save_adapter
+from .adapter_methods import AdapterMethods
 from .backbone import MediaOutput, MixLoraModel, MixLoraPreTrainedModel
 from .base_checkpoint import checkpoint_folder, describe_base, is_base_tensor, load_base, load_weights
 from .configuration_mixlora import MixLoraConfig
@@ -24,7 +24,7 @@ IGNORED = -100  # no loss there, as everywhere in transformers
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
-class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, RoutedGenerationMixin):
+class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, RoutedGenerationMixin):
     """The model with its head: text from text, pictures and speech, every row on its own route."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -50,7 +50,7 @@ class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, RoutedGenerationMi
         Args:
             decoder: a folder, a hub id, a config or a loaded model of a Llama-like family, or a `MixLoraTextConfig`.
             vision_tower, speech_tower: the same for encoders.
-            adapters: name -> `{"r", "alpha", "dropout", "target_modules"}`.
+            adapters: see [`MixLoraConfig`].
             refer_to_base: `save_pretrained` writes no decoder but names this one (a folder or a hub id), pinned by the
                 SHA-256 of its weights.
             options: further fields of [`MixLoraConfig`]; `image_token_id` and `audio_token_id` are needed with towers.
@@ -126,14 +126,16 @@ class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, RoutedGenerationMi
         return self.model.get_audio_features(*args, **kwargs)
 
     def parameter_groups(self) -> dict[str, list[str]]:
-        """Names of all parameters by the groups that a training stage names; `vision_tower.unused` never act."""
+        """Names of all parameters by the groups that a training stage names; those of `TOWER.unused` never act."""
         groups: dict[str, list[str]] = {}
-        tower = getattr(self.model, "vision_tower", None)
-        unused = tuple(f"model.vision_tower.{prefix}" for prefix in tower.unused()) if tower is not None else ()
+        towers = {name: getattr(self.model, name, None) for name in ("vision_tower", "speech_tower")}
+        unused = tuple(
+            f"model.{name}.{prefix}" for name, tower in towers.items() for prefix in getattr(tower, "unused", tuple)()
+        )
         for name, _ in self.named_parameters():
             parts = name.removeprefix("model.").split(".")
             if name.startswith(unused):
-                group = "vision_tower.unused"
+                group = f"{parts[0]}.unused"
             elif len(parts) > 2 and parts[-3] in ("lora_A", "lora_B"):
                 group = f"adapter.{parts[-2]}"
             elif parts[0] in ("language_model", "lm_head"):
@@ -144,30 +146,6 @@ class MixLoraForConditionalGeneration(MixLoraPreTrainedModel, RoutedGenerationMi
                 group = parts[0]
             groups.setdefault(group, []).append(name)
         return groups
-
-    def load_adapter(self, peft_model_id: str | Path, adapter_name: str = "default", **kwargs: Any) -> None:
-        """Adds an adapter from a PEFT folder. Which rows take it is said by `config.routing`, or by `adapter_ids`."""
-        if kwargs:
-            raise ValueError(f"load_adapter takes a folder and adapter_name, not {sorted(kwargs)}")
-        load_adapter(self, peft_model_id, adapter_name)
-        self.train(self.training)  # new dropouts come in training mode
-
-    def save_adapter(self, folder: str | Path, adapter_name: str) -> None:
-        """Writes an adapter as a PEFT folder, which `PeftModel.from_pretrained` loads on the plain decoder."""
-        save_adapter(self, folder, adapter_name)
-
-    def delete_adapter(self, adapter_names: list[str] | str) -> None:
-        """Takes adapters out of the model."""
-        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
-            delete_adapter(self, name)
-
-    def _no_global_adapter(self, *args: Any, **kwargs: Any) -> None:
-        raise ValueError(
-            "adapters act row by row here: pass adapter_ids (LongTensor [batch], -1 for the base) or change "
-            "config.routing; load_adapter, save_adapter and delete_adapter add, write and remove one"
-        )
-
-    add_adapter = set_adapter = disable_adapters = enable_adapters = active_adapters = _no_global_adapter
 
     @can_return_tuple
     def forward(

@@ -237,6 +237,7 @@ def to_phi4mm(config: Any) -> dict[str, Any]:
         result["rope_scaling"] = {"type": "longrope"} | {k: rope[k] for k in ("long_factor", "short_factor")}
     for name, pattern in TARGETS.items():
         spec = config.adapters[name]
+        _require_uniform(name, spec)
         result[f"{name}_lora"] = {
             "r": spec["r"],
             "lora_alpha": spec["alpha"],
@@ -283,6 +284,13 @@ def _acts_everywhere(spec: dict[str, Any]) -> bool:
     return targets is None or set(targets) == set(PROJECTIONS)
 
 
+def _require_uniform(name: str, spec: dict[str, Any]) -> None:
+    """Raises ValueError for an adapter of several ranks or alphas, or in some layers only."""
+    paths = [target for target in spec["target_modules"] or () if "." in target]
+    if differs := paths or spec.get("rank_pattern") or spec.get("alpha_pattern"):
+        raise ValueError(f"the layout holds one rank and alpha an adapter, in all layers; {name!r} has {differs}")
+
+
 def _pattern_of(targets: list[str]) -> str:
     """A pattern of Microsoft's kind for some of the projections."""
     return rf"layers.*\.({'|'.join(targets)})"
@@ -301,11 +309,15 @@ def _require_phi4(config: Any) -> None:
         ("text_config.attention_output_bias", text.attention_output_bias, False),
         ("text_config.mlp_bias", text.mlp_bias, False),
         ("text_config.qk_norm", text.qk_norm, False),
+        ("text_config.is_gated_act", text.is_gated_act, True),
+        ("text_config.norm_epsilon", text.norm_epsilon, None),
+        ("text_config.sliding_window", text.sliding_window, None),
         ("text_config.head_dim", text.head_dim, text.hidden_size // text.num_attention_heads),
         ("projector_norm", config.projector_norm, False),
         ("projector_hidden_size", config.projector_hidden_size or text.hidden_size, text.hidden_size),
         ("number of vision_layers", len(config.vision_layers), 1),
         ("base_model", config.base_model or None, None),
+        ("merged_adapter", config.merged_adapter, None),
         ("rope_type", rope if rope in ("default", "longrope") else None, rope),
     ):
         if given != wanted:

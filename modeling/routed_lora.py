@@ -60,6 +60,27 @@ class Route:
         return {name for name, _ in (*self.rows, *self.masks)}
 
 
+def is_named(path: str, name: str) -> bool:
+    """Whether a projection's path is `name` or ends with it, as PEFT reads a list of `target_modules`."""
+    return path == name or path.endswith("." + name)
+
+
+def pair_size(spec: dict[str, Any], path: str) -> tuple[int, float] | None:
+    """Rank and alpha of an adapter's pair at the projection `path`, None where it has none there.
+
+    Args:
+        spec: an entry of `config.adapters`. Keys of its patterns are read as [`is_named`] says.
+    """
+    targets = spec["target_modules"]
+    if targets is not None and not any(is_named(path, target) for target in targets):
+        return None
+    rank, alpha = (
+        next((value for key, value in (spec.get(field) or {}).items() if is_named(path, key)), spec[default])
+        for field, default in (("rank_pattern", "r"), ("alpha_pattern", "alpha"))
+    )
+    return rank, alpha
+
+
 class RoutedLinear(nn.Module):
     """`base_layer(x)` plus, on the rows of each adapter, `scaling * lora_B(lora_A(dropout(x)))`.
 
@@ -99,13 +120,28 @@ class RoutedLinear(nn.Module):
         for part in (self.lora_A, self.lora_B, self.lora_dropout, self.scaling):
             del part[name]
 
+    def pair(self, name: str) -> tuple[nn.Linear, nn.Linear]:
+        """`lora_A` and `lora_B` of an adapter."""
+        down, up = self.lora_A[name], self.lora_B[name]
+        assert isinstance(down, nn.Linear) and isinstance(up, nn.Linear)
+        return down, up
+
     @torch.no_grad()
     def reset_adapter(self, name: str) -> None:
         """Draws `lora_A` anew and zeroes `lora_B` (LoRA, arXiv 2106.09685, section 4.1)."""
-        down, up = self.lora_A[name], self.lora_B[name]
-        assert isinstance(down, nn.Linear) and isinstance(up, nn.Linear)
+        down, up = self.pair(name)
         nn.init.kaiming_uniform_(down.weight, a=5**0.5)
         nn.init.zeros_(up.weight)
+
+    @torch.no_grad()
+    def merge_adapter(self, name: str) -> None:
+        """Adds `scaling * lora_B lora_A` to the base weight, summed in fp32 at least, and drops the adapter."""
+        weight = self.base_layer.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        down, up = self.pair(name)
+        delta = self.scaling[name] * (up.weight.to(dtype) @ down.weight.to(dtype))
+        weight.copy_(weight.to(dtype) + delta)
+        self.remove_adapter(name)
 
     def delta(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """What adapter `name` adds for `x` `[rows, length, in]`: `[rows, length, out]`."""

