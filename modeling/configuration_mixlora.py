@@ -130,8 +130,8 @@ class MixLoraConfig(PreTrainedConfig):
         vision_tokens_per_side: a crop gives this number squared of tokens.
         vision_feature_size: width of the joined features. Taken from the tower where it tells.
         speech_stack: neighbouring encoder frames joined into one token.
-        speech_blank_token_id: where given, a clip becomes what CTC hears in it, as embeddings of the decoder, and
-            this token stands for silence (see `compress_by_ctc`); None gives them as they are projected.
+        speech_blank_token_id: where given, a clip without a picture becomes what CTC hears in it, as embeddings of the
+            decoder, and this token stands for silence (see `compress_by_ctc`); by default clips stay as projected.
         projector_hidden_size: width of the projectors' hidden layer; the decoder's width by default.
         projector_norm: whether the projectors begin with a LayerNorm.
         base_model: `{"name_or_path", "revision", "sha256"}` of the decoder, where the checkpoint does not hold it.

@@ -126,7 +126,7 @@ class SpeechTower(nn.Module):
         speech: Any = config.speech_config
         self.encoder = WhisperEncoder(speech) if speech.model_type == "whisper" else AutoModel.from_config(speech)
         self.window = 2 * speech.max_source_positions
-        self.stride = 4 if hasattr(self.encoder, "avg_pooler") else 2
+        self.stride = 4 if speech.model_type == "qwen2_audio_encoder" else 2  # Qwen2-Audio pools
         self.feature_size = speech.d_model
 
     def token_count(self, frames: int) -> int:

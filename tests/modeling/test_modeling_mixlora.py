@@ -11,6 +11,7 @@ from transformers import (
 )
 
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
+from mixlora.modeling.projectors import compress_by_ctc
 from mixlora.modeling.routed_lora import RoutedLinear
 from tests.modeling.model_fixtures import (
     AUDIO,
@@ -90,6 +91,18 @@ def test_rows_in_a_batch_equal_rows_alone(training, side, attention, blank):
         alone = model(**batch_inputs([row])).logits[0]
         real = logits[i][batch["attention_mask"][i].bool()]
         assert (real - alone).abs().max() < 2e-4 * scale, ROWS[i]
+
+
+@torch.no_grad()
+def test_a_clip_beside_a_picture_stays_as_it_is_projected():
+    model = tiny_model(speech_blank_token_id=0)
+    features = [torch.randn(12, model.model.speech_tower.feature_size) for _ in range(2)]
+    beside = [False, True]
+    projected = model.model.project_speech(features, beside)
+    alone, paired = model.model.get_audio_features(features=features, beside_picture=beside).pooler_output
+    assert torch.equal(paired, projected[1])
+    assert torch.equal(alone, compress_by_ctc(projected[0], model.get_input_embeddings().weight, 0))
+    assert not torch.equal(alone, projected[0])
 
 
 def merged_llama(model, adapter):

@@ -149,6 +149,7 @@ def test_a_clip_gives_the_same_features_in_any_company(kind: str) -> None:
     mask = (torch.arange(features.shape[1]) < torch.tensor(CLIPS)[:, None]).long()
     for i, found in enumerate(tower(features, mask)):
         assert found.shape == (-(-CLIPS[i] // STRIDES[kind]), 16)
+        assert tower.token_count(CLIPS[i]) == len(found)
         alone = tower(whole[i][None], mask[i : i + 1, : len(whole[i])])[0]
         assert (found - alone).abs().max() < 1e-4 * alone.std()
 
