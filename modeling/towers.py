@@ -70,6 +70,10 @@ class VisionTower(nn.Module):
         if self.is_timm:
             self.encoder.timm_model.prune_intermediate_layers(self.layers, prune_norm=True, prune_head=True)
         else:
+            if not all(hasattr(vision, name) for name in ("hidden_size", "num_hidden_layers", "patch_size")):
+                raise ValueError(
+                    f"vision_config: {vision.model_type!r} is no patch encoder; timm_wrapper takes its like"
+                )
             self.patch_size = vision.patch_size
             self.layers = layer_numbers(self.layers, vision.num_hidden_layers)
             prune(self.encoder, max(self.layers))
