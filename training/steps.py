@@ -69,7 +69,7 @@ class SupervisedStep:
             ctc_loss(
                 model.model.project_speech([clip.to(model.device) for clip in features]),
                 labels,
-                model.get_input_embeddings().weight,
+                model.model.language_model.embed_tokens.weight,
                 blank=self.pad if blank is None else blank,
                 end=self.end,
                 sharpness=CTC_SHARPNESS,

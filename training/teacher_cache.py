@@ -44,9 +44,10 @@ def cache_states(
         return [states[mask] for states, mask in zip(hidden, response_mask(on_device["labels"]), strict=True)]
 
     cache = StateCache(folder / f"teacher-{fingerprint(model, {'dtype': str(dtype)})}", dtype)
-    answers = [replace(example, rejected=None) for example in examples]
+    answers: list[Any] = [replace(example, rejected=None) for example in examples]
     answers += [example.rejected for example in examples if example.rejected is not None]
-    done = cache.fill(sorted(answers, key=lambda example: len(example.ids)), encode, "teacher states")  # type: ignore[arg-type]
+    answers.sort(key=lambda example: len(example.ids))
+    done = cache.fill(answers, encode, "teacher states")
     print(f"  teacher: states of {len(answers):,} answers, {done:,} computed now, the others read from {cache.folder}")
     return cache
 
