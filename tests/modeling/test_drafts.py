@@ -49,7 +49,7 @@ def test_drafts_change_no_token(kind: str, draft: str) -> None:
         found = model.generate(**batch, **GREEDY, **options)
     assert torch.equal(found, wanted)
     if draft == "same":
-        assert seen == [6, 4]  # all were right: five and one more, then the rest
+        assert sum(seen) == GREEDY["max_new_tokens"] and len(seen) < sum(seen)  # none was drafted in vain
     elif draft == "other":
         assert max(seen) > 4
 

@@ -121,7 +121,7 @@ def test_half_precision_is_near() -> None:
     inputs = {name: value.bfloat16() if value.is_floating_point() else value for name, value in batch.items()}
     found = half(**inputs).logits.float()
     real = batch["attention_mask"].bool()
-    assert (found - wanted)[real].pow(2).mean().sqrt() < 0.05 * wanted[real].std()
+    assert (found - wanted)[real].pow(2).mean().sqrt() < 0.3 * wanted[real].std()  # loud weights; unlike models: 1.4
 
 
 @torch.no_grad()

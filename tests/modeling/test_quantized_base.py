@@ -15,8 +15,8 @@ KINDS = {
     "int8": lambda: quantization.Int8WeightOnlyConfig(),
     "int4": lambda: quantization.IntxWeightOnlyConfig(torch.int4, quantization.PerGroup(16)),
 }
-NEAR = {"int8": 0.05, "int4": 0.5}
-"""Root mean square of what the logits differ by, in their standard deviations."""
+NEAR = {"int8": 0.3, "int4": 1.0}
+"""Root mean square of what the logits differ by, in their standard deviations; that of unlike models is 1.4."""
 
 
 LEFT = ["lm_head", r".*\.lora_[AB]", r"model\.(vision|speech)_.*"]

@@ -208,4 +208,4 @@ def test_text_may_train_an_adapter(tmp_path: Path, start: str, rows: Path) -> No
     with pytest.raises(RecipeError, match="did you mean 'speech'"):
         entry.train(recipe, tmp_path / "two", ["only.routing={text: speach}"])
     with pytest.raises(RecipeError, match="no modality 'txt'"):
-        entry.train(recipe, tmp_path / "two", ["only.routing={txt: speech}"])
+        entry.train(recipe, tmp_path / "three", ["only.routing={txt: speech}"])
