@@ -6,12 +6,13 @@ SAMPLES := mixlora/default/samples/rows.jsonl
 SOURCES := mixlora modeling training
 OLDEST := build/oldest
 
-.PHONY: help install chat default test test-oldest lint format types clean
+.PHONY: help install chat default test test-oldest bench lint format types clean
 
 help:
 	@echo "make chat    answer the samples that ship with the package: text, a picture, a voice, a voice beside a picture"
 	@echo "make default train the embedded checkpoint from packages (hours)"
 	@echo "make test    run the tests, offline                make test-oldest  with the oldest dependencies allowed"
+	@echo "make bench   measure memory and time beside the plain ways, in the same run (minutes)"
 	@echo "make lint    check style with ruff         make format  let ruff rewrite the files"
 	@echo "make types   check types with mypy         make clean   remove caches (not .venv, not build/data)"
 
@@ -50,6 +51,9 @@ test-oldest:
 	@echo "==> installing the oldest versions into $(OLDEST)"
 	@$(OLDEST)/bin/python -m pip install --disable-pip-version-check --progress-bar off -c build/oldest.txt -e '.[dev,train]'
 	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/mimic_loss.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel as unwrapped
 
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.modeling.processing_mixlora import MixLoraProcessor
@@ -29,12 +30,6 @@ Inputs = dict[str, Any]
 Outcome = tuple[torch.Tensor, dict[str, float]]
 Step = Callable[[Any, Inputs, torch.Tensor | int | None], Outcome]
 """Model (perhaps wrapped), inputs with labels, and the labelled tokens of the optimizer step -> loss and figures."""
-
-
-def unwrapped(model: Any) -> MixLoraForConditionalGeneration:
-    """The model inside a wrapper of distributed training."""
-    inner: MixLoraForConditionalGeneration = getattr(model, "module", model)
-    return inner
 
 
 class SupervisedStep:

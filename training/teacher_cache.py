@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 
 from mixlora.training.data.collate import Collator, Example
 from mixlora.training.data.feature_cache import FeatureCache, fingerprint
@@ -31,31 +32,22 @@ def cache_states(
     """Computes what is missing of a teacher's states.
 
     Args:
-        model: the model that the states are of; its weights name the cache, with the dtype.
+        model: the model that the states are of; its weights and config name the cache, with the dtype.
         examples: those of the stage; of preferences both answers are computed.
         dtype: of the states on disk.
     """
 
     def encode(batch: Sequence[Any]) -> list[torch.Tensor]:
-        inputs = collator(batch)
-        on_device = {name: _moved(value, teacher.head.device) for name, value in inputs.items()}
-        rest = {name: value for name, value in on_device.items() if name not in NOT_THE_STUDENTS}
-        hidden = teacher.hidden(rest, on_device.get("teacher_inputs"))
-        return [states[mask] for states, mask in zip(hidden, response_mask(on_device["labels"]), strict=True)]
+        inputs = send_to_device(collator(batch), teacher.head.device)
+        rest = {name: value for name, value in inputs.items() if name not in NOT_THE_STUDENTS}
+        hidden = teacher.hidden(rest, inputs.get("teacher_inputs"))
+        return [states[mask] for states, mask in zip(hidden, response_mask(inputs["labels"]), strict=True)]
 
-    cache = StateCache(folder / f"teacher-{fingerprint(model, {'dtype': str(dtype)})}", dtype)
+    mark = fingerprint(model, {"dtype": dtype, "config": model.config.to_dict()})  # the config routes rows, for one
+    cache = StateCache(folder / f"teacher-{mark}", dtype)
     answers: list[Any] = [replace(example, rejected=None) for example in examples]
     answers += [example.rejected for example in examples if example.rejected is not None]
     answers.sort(key=lambda example: len(example.ids))
     done = cache.fill(answers, encode, "teacher states")
     print(f"  teacher: states of {len(answers):,} answers, {done:,} computed now, the others read from {cache.folder}")
     return cache
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    """Tensors of nested inputs on a device."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {name: _moved(each, device) for name, each in value.items()}
-    return [_moved(each, device) for each in value] if isinstance(value, list) else value

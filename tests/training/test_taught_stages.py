@@ -263,6 +263,10 @@ def test_states_are_kept_apart_by_teacher_and_by_answer(tmp_path: Path, start: s
         for each in (model, load(louder(start, tmp_path / "teacher")))
     ]
     assert caches[0].folder != caches[1].folder
+    model.config.routing["text"] = "speech"  # other rows take an adapter: other states, of the same weights
+    routed = cache_states(CheckpointTeacher(model), model, collator, examples, tmp_path / "cache", torch.float32)
+    assert routed.folder != caches[0].folder
+    model.config.routing["text"] = None
     chosen, rejected = examples[1], examples[1].rejected
     assert rejected is not None
     for example in (chosen, rejected):
