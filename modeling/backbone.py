@@ -17,6 +17,7 @@ from .projectors import Projector, SeparatorProjector, compress_by_ctc, project_
 from .rope_switch import keep, kept_layer, must_rebuild_all, replace_rows, stale_rows
 from .routed_lora import Route, is_named, pair_size
 from .router import ModalityRouter
+from .speech_context import SpeechContext
 from .splicing import cut_by_rows, owner_rows, splice
 from .towers import build_speech_tower, build_vision_tower
 
@@ -70,9 +71,15 @@ class MixLoraModel(MixLoraPreTrainedModel):
             self.vision_projector = kind(size, hidden, text.hidden_size, config.projector_norm)
         if config.speech_config is not None:
             self.speech_tower = build_speech_tower(config)
-            sizes = (self.speech_tower.feature_size * config.speech_stack, hidden, text.hidden_size)
+            size = self.speech_tower.feature_size * config.speech_stack
+            if config.speech_context is not None:
+                self.speech_context = SpeechContext(size, hidden, **config.speech_context)
+                size = hidden
             self.speech_projector = nn.ModuleDict(
-                {name: Projector(*sizes, config.projector_norm) for name in ("speech", "vision_speech")}
+                {
+                    name: Projector(size, hidden, text.hidden_size, config.projector_norm)
+                    for name in ("speech", "vision_speech")
+                }
             )
         for name, spec in config.adapters.items():
             self.add_pairs(name, spec)
@@ -105,7 +112,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
     def train(self, mode: bool = True) -> "MixLoraModel":
         """As usual, but a frozen tower or projector stays in `eval`, and batch norms keep their statistics."""
         super().train(mode)
-        for name in ("vision_tower", "speech_tower", "vision_projector", "speech_projector"):
+        for name in ("vision_tower", "speech_tower", "vision_projector", "speech_context", "speech_projector"):
             module = getattr(self, name, None)
             if module is None:
                 continue
@@ -193,6 +200,8 @@ class MixLoraModel(MixLoraPreTrainedModel):
     ) -> list[torch.Tensor]:
         """Projected tokens `[tokens, width]` of each clip from its tower features `[frames, size]`, not compressed."""
         stacked = [stack_frames(clip, self.config.speech_stack) for clip in features]
+        if self.config.speech_context is not None:
+            stacked = self.speech_context(stacked)
         beside_picture = beside_picture or [False] * len(stacked)
         result: list[torch.Tensor] = list(stacked)
         for flag, name in ((False, "speech"), (True, "vision_speech")):

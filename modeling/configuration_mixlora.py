@@ -30,6 +30,29 @@ def check_adapter(name: str, spec: dict[str, Any]) -> None:
             raise ValueError(f"adapters[{name!r}]: r must be an integer above 0, got {rank!r}")
 
 
+SPEECH_CONTEXT = {"layers": 4, "kernel_size": 7, "intermediate_size": 512, "dropout": 0.0}
+"""Entries of `config.speech_context`, and what they are by default."""
+
+
+def full_context(given: dict[str, Any]) -> dict[str, Any]:
+    """`config.speech_context` with its defaults.
+
+    Raises:
+        ValueError: an unknown entry, or a value out of its range.
+    """
+    if unknown := sorted(set(given) - set(SPEECH_CONTEXT)):
+        raise ValueError(f"speech_context: unknown {', '.join(unknown)}, expected some of {', '.join(SPEECH_CONTEXT)}")
+    full = SPEECH_CONTEXT | given
+    for name in ("layers", "kernel_size", "intermediate_size"):
+        if not isinstance(full[name], int) or full[name] < 1:
+            raise ValueError(f"speech_context: {name} must be an integer of at least 1, got {full[name]!r}")
+    if full["kernel_size"] % 2 == 0:
+        raise ValueError(f"speech_context: kernel_size must be odd, got {full['kernel_size']}")
+    if not 0 <= full["dropout"] < 1:
+        raise ValueError(f"speech_context: dropout must be from 0 to below 1, got {full['dropout']!r}")
+    return full
+
+
 @strict
 class MixLoraTextConfig(PreTrainedConfig):
     """Decoder-only transformer: grouped-query attention, pre-norm, a gated or plain MLP, rotary positions.
@@ -132,6 +155,8 @@ class MixLoraConfig(PreTrainedConfig):
         speech_stack: neighbouring encoder frames joined into one token.
         speech_blank_token_id: where given, a clip without a picture becomes what CTC hears in it, as embeddings of the
             decoder, and this token stands for silence (see `compress_by_ctc`); by default clips stay as projected.
+        speech_context: `{"layers", "kernel_size", "intermediate_size", "dropout"}` of convolution blocks that mix a
+            clip's tokens before both speech projectors; `{}` takes the defaults, by default there are none.
         projector_hidden_size: width of the projectors' hidden layer; the decoder's width by default.
         projector_norm: whether the projectors begin with a LayerNorm.
         base_model: `{"name_or_path", "revision", "sha256"}` of the decoder, where the checkpoint does not hold it.
@@ -159,6 +184,7 @@ class MixLoraConfig(PreTrainedConfig):
     vision_feature_size: int | None = None
     speech_stack: int = 4
     speech_blank_token_id: int | None = None
+    speech_context: dict[str, Any] | None = None
     projector_hidden_size: int | None = None
     projector_norm: bool = True
     tie_word_embeddings: bool = True
@@ -179,6 +205,8 @@ class MixLoraConfig(PreTrainedConfig):
         self.routing = PHI4_ROUTING | (self.routing or {})
         if self.vision_layers is None:
             self.vision_layers = [-1]
+        if self.speech_context is not None:
+            self.speech_context = full_context(self.speech_context)
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
 

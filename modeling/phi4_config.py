@@ -315,6 +315,7 @@ def _require_phi4(config: Any) -> None:
         ("text_config.head_dim", text.head_dim, text.hidden_size // text.num_attention_heads),
         ("projector_norm", config.projector_norm, False),
         ("projector_hidden_size", config.projector_hidden_size or text.hidden_size, text.hidden_size),
+        ("speech_context", config.speech_context, None),
         ("number of vision_layers", len(config.vision_layers), 1),
         ("base_model", config.base_model or None, None),
         ("merged_adapter", config.merged_adapter, None),
