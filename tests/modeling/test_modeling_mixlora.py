@@ -79,9 +79,13 @@ def test_text_row_equals_the_decoder_bit_for_bit():
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("blank", [None, 0], ids=["projected", "ctc"])
-def test_rows_in_a_batch_equal_rows_alone(training, side, attention, blank):
-    model = tiny_model(speech_blank_token_id=blank).train(training)
+@pytest.mark.parametrize(
+    "speech",
+    [{}, {"speech_blank_token_id": 0}, {"speech_context": {"layers": 1}}],
+    ids=["projected", "ctc", "context"],
+)
+def test_rows_in_a_batch_equal_rows_alone(training, side, attention, speech):
+    model = tiny_model(**speech).train(training)
     model.set_attn_implementation(attention)
     rows = [row_inputs(kind) for kind in ROWS]
     batch = batch_inputs(rows, side)
