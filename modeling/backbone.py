@@ -17,7 +17,7 @@ from .projectors import Projector, SeparatorProjector, compress_by_ctc, project_
 from .rope_switch import keep, kept_layer, must_rebuild_all, replace_rows, stale_rows
 from .routed_lora import Route, is_named, pair_size
 from .router import ModalityRouter
-from .speech_context import SpeechContext
+from .speech_context import DepthwiseConv, SpeechContext
 from .splicing import cut_by_rows, owner_rows, splice
 from .towers import build_speech_tower, build_vision_tower
 
@@ -47,6 +47,8 @@ class MixLoraPreTrainedModel(RoutedPreTrainedModel):
         if isinstance(module, SeparatorProjector):
             nn.init.zeros_(module.row_separator)
             nn.init.zeros_(module.global_separator)
+        if isinstance(module, DepthwiseConv):
+            module.reset_parameters()
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         super()._set_gradient_checkpointing(enable, *args, **kwargs)

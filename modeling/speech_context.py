@@ -4,12 +4,19 @@ import torch
 from torch import nn
 
 
+class DepthwiseConv(nn.Conv1d):
+    """A convolution of each channel alone; its few inputs need wider first weights than other layers' 0.02."""
+
+    def __init__(self, width: int, kernel_size: int):
+        super().__init__(width, width, kernel_size, padding=kernel_size // 2, groups=width)
+
+
 class ContextBlock(nn.Module):
     """Depthwise convolution over time and an MLP, as a residual (ConvNeXt: Liu et al., CVPR 2022, section 2.6)."""
 
     def __init__(self, width: int, kernel_size: int, intermediate_size: int, dropout: float):
         super().__init__()
-        self.mix = nn.Conv1d(width, width, kernel_size, padding=kernel_size // 2, groups=width)
+        self.mix = DepthwiseConv(width, kernel_size)
         self.norm = nn.LayerNorm(width)
         self.up = nn.Linear(width, intermediate_size)
         self.down = nn.Linear(intermediate_size, width)

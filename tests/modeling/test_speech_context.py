@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+
+from mixlora import MixLoraForConditionalGeneration
 from mixlora.modeling.speech_context import SpeechContext
-from tests.modeling.model_fixtures import batch_inputs, make_loud, row_inputs, tiny_model
+from tests.modeling.model_fixtures import batch_inputs, make_loud, row_inputs, tiny_config, tiny_model
 
 SIZES = {"layers": 2, "kernel_size": 3, "intermediate_size": 12}
 
@@ -81,3 +83,10 @@ def test_it_is_saved_and_loaded(tmp_path) -> None:
 def test_wrong_settings_are_named(wrong: dict, message: str) -> None:
     with pytest.raises(ValueError, match=f"speech_context: {message}"):
         tiny_model(speech_context=wrong)
+
+
+def test_convolutions_begin_as_wide_as_torch_makes_them() -> None:
+    torch.manual_seed(0)
+    model = MixLoraForConditionalGeneration(tiny_config(speech_context=SIZES))
+    for block in model.model.speech_context.blocks:
+        assert block.mix.weight.std() > 0.2  # transformers' 0.02 would be lost in a sum of three
