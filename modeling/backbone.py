@@ -76,7 +76,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
             size = self.speech_tower.feature_size * config.speech_stack
             if config.speech_context is not None:
                 self.speech_context = SpeechContext(size, hidden, **config.speech_context)
-                size = hidden
+                size, hidden = hidden, 0  # a second MLP behind the blocks made CTC learn several times slower
             self.speech_projector = nn.ModuleDict(
                 {
                     name: Projector(size, hidden, text.hidden_size, config.projector_norm)

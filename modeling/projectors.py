@@ -8,17 +8,21 @@ CTC_SHARPNESS = 10.0
 
 
 class Projector(nn.Module):
-    """A two-layer MLP with GELU (LLaVA-1.5, arXiv 2310.03744, section 3.1), with or without a LayerNorm in front."""
+    """A two-layer MLP with GELU (LLaVA-1.5, arXiv 2310.03744, section 3.1), with or without a LayerNorm in front.
+
+    With a `hidden_size` of 0 it is a single linear layer: enough behind layers of its own.
+    """
 
     def __init__(self, feature_size: int, hidden_size: int, output_size: int, norm: bool = True):
         super().__init__()
         self.norm = nn.LayerNorm(feature_size) if norm else nn.Identity()
-        self.up = nn.Linear(feature_size, hidden_size)
-        self.down = nn.Linear(hidden_size, output_size)
+        self.up = nn.Linear(feature_size, hidden_size) if hidden_size else None
+        self.down = nn.Linear(hidden_size or feature_size, output_size)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`[..., feature_size]` -> `[..., output_size]`."""
-        return self.down(nn.functional.gelu(self.up(self.norm(features))))
+        features = self.norm(features)
+        return self.down(features if self.up is None else nn.functional.gelu(self.up(features)))
 
 
 class SeparatorProjector(Projector):
