@@ -47,9 +47,9 @@ test: $(STAMP)
 test-oldest:
 	@mkdir -p build
 	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	@sed -nE 's/^ *"([A-Za-z0-9_-]+)>=([0-9.]+).*/\1==\2.*/p' pyproject.toml > build/oldest.txt
+	@grep -oE '"[A-Za-z0-9_-]+>=[0-9.]+' pyproject.toml | sed -E 's/"//; s/>=([0-9]+)$$/>=\1.0/; s/>=(.*)/==\1.*/' | sort -u > build/oldest.txt
 	@echo "==> installing the oldest versions into $(OLDEST)"
-	@$(OLDEST)/bin/python -m pip install --disable-pip-version-check --progress-bar off -c build/oldest.txt -e '.[dev,train]'
+	@$(OLDEST)/bin/python -m pip install --disable-pip-version-check --progress-bar off -c build/oldest.txt -e '.[dev,train,report,data,interop]'
 	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest
 
 bench: $(STAMP)

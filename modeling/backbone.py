@@ -10,6 +10,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 
+from .cache_name import CACHE, given_cache
 from .configuration_mixlora import MixLoraConfig
 from .decoder import RoutedDecoder, RoutedPreTrainedModel
 from .masks import check_mask, count_positions
@@ -330,11 +331,13 @@ class MixLoraModel(MixLoraPreTrainedModel):
         adapter_ids: torch.LongTensor | None = None,
         row_lengths: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states `[batch, length, width]`. Arguments as in [`MixLoraForConditionalGeneration.forward`]."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
+        past_key_values = given_cache(past_key_values, cache)
         route = self.route(adapter_ids, input_ids, past_key_values)
         if inputs_embeds is None:
             media = self.encode_media(
@@ -383,8 +386,8 @@ class MixLoraModel(MixLoraPreTrainedModel):
             config=config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
+            **{CACHE: past_key_values},
         )
         for asked in ("output_hidden_states", "output_attentions"):
             kwargs.setdefault(asked, getattr(self.config, asked, False))

@@ -75,7 +75,7 @@ class MixLoraTextConfig(PreTrainedConfig):
 
     model_type = "mixlora_decoder"
     base_config_key = "text_config"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
     vocab_size: int = 32000
     hidden_size: int = 256
@@ -170,7 +170,7 @@ class MixLoraConfig(PreTrainedConfig):
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="timm_wrapper", optional=True),
         "speech_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper", optional=True),
     }
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None

@@ -12,6 +12,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import RMSNorm, RoutedAttention
+from .cache_name import CACHE, given_cache
 from .configuration_mixlora import MixLoraTextConfig
 from .rope import RotaryEmbedding
 from .routed_lora import Route, RoutedLinear
@@ -81,15 +82,16 @@ class DecoderLayer(GradientCheckpointingLayer):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """`[batch, length, width]` -> the same shape."""
+        """`[batch, length, width]` -> the same shape. With checkpoints, transformers takes the cache away."""
         attended, _ = self.self_attn(
             self.input_layernorm(hidden_states),
             route,
             position_embeddings,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            past_key_values=given_cache(past_key_values, cache),
             **kwargs,
         )
         hidden_states = hidden_states + self.dropout(attended)
@@ -102,7 +104,7 @@ class RoutedPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["DecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values", "route"]
+    _skip_keys_device_placement = ["past_key_values", "cache", "route"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -170,8 +172,8 @@ class RoutedDecoder(RoutedPreTrainedModel):
                 route,
                 position_embeddings,
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
                 position_ids=position_ids,
+                **{CACHE: past_key_values},
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{CACHE: past_key_values})

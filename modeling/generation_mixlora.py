@@ -8,6 +8,7 @@ from transformers.cache_utils import Cache
 from transformers.generation import GenerationConfig, GenerationMixin
 
 from .backbone import MediaOutput
+from .cache_name import CACHE, NAMES, given_cache
 from .rope import RotaryEmbedding
 
 MEDIA = (
@@ -57,8 +58,10 @@ class RoutedGenerationMixin(GenerationMixin):
             generation_config = copy.deepcopy(generation_config)
             generation_config.suppress_tokens = self._suppressed(kwargs, generation_config)
             kwargs.pop("suppress_tokens", None)
+        past = given_cache(*(kwargs.pop(name, None) for name in NAMES))
+        if past is not None:
+            kwargs[CACHE] = past
         if input_ids is not None and kwargs.get("inputs_embeds") is None:
-            past = kwargs.get("past_key_values")
             seen = int(past.get_seq_length()) if past is not None else 0
             if kwargs.get("adapter_ids") is None:
                 kwargs["adapter_ids"] = self.router.continued(input_ids, seen)
@@ -81,6 +84,7 @@ class RoutedGenerationMixin(GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         is_first_iteration: bool | None = False,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """As in transformers, after the cache of rows that pass LongRoPE's switch was rebuilt.
@@ -88,6 +92,7 @@ class RoutedGenerationMixin(GenerationMixin):
         `forward` does so too, but not where it is compiled, nor with the mask `[batch, 1, length, cached]` that a
         cache of fixed length gets here.
         """
+        past_key_values = given_cache(past_key_values, cache)
         if past_key_values is not None and kwargs.get("mm_encoder_outputs") and not past_key_values.get_seq_length():
             is_first_iteration = (
                 True  # an assistant's first pass needs the media too; transformers calls it a later one
@@ -102,15 +107,35 @@ class RoutedGenerationMixin(GenerationMixin):
         return super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
+            **{CACHE: past_key_values},
             **kwargs,
         )
 
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: transformers packs all requests into one row there, but a route and rotary factors are a row's own.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "continuous batching packs all requests into one row, but here each row has its own route: use generate, "
+            "which takes rows of any kind together"
+        )
+
     def _get_candidate_generator(self, **kwargs: Any) -> Any:
-        """As in transformers, for assistants of any class, and with no draft that spans LongRoPE's switch."""
+        """As in transformers, for assistants of any class, and with no draft that spans LongRoPE's switch.
+
+        Raises:
+            ValueError: drafts are asked of the model's own first layers.
+        """
+        if kwargs["generation_config"].assistant_early_exit is not None:
+            raise ValueError(
+                "assistant_early_exit drafts with a model's own first layers, which were not trained to answer here: "
+                "draft with an assistant_model or with prompt_lookup_num_tokens"
+            )
         assistant, model_kwargs = kwargs.get("assistant_model"), kwargs["model_kwargs"]
         if assistant is not None and not isinstance(assistant, RoutedGenerationMixin):
             shared = {name: value for name, value in model_kwargs.items() if name not in NOT_FOR_OTHERS}

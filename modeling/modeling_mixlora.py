@@ -14,6 +14,7 @@ from transformers.utils.generic import can_return_tuple
 from .adapter_methods import AdapterMethods
 from .backbone import MediaOutput, MixLoraModel, MixLoraPreTrainedModel
 from .base_checkpoint import checkpoint_folder, describe_base, is_base_tensor, load_base, load_weights
+from .cache_name import CACHE, given_cache
 from .configuration_mixlora import MixLoraConfig
 from .generation_mixlora import RoutedGenerationMixin
 from .parts import Part, build
@@ -166,12 +167,14 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss where labels are given.
 
         Args:
             input_ids, attention_mask: `[batch, length]`.
+            past_key_values, cache: two names of one argument, as transformers had it before 5.24, and has it since.
             pixel_values: `[crops, 3, height, width]` of all pictures in order of appearance.
             image_sizes: `[images, 2]`, height and width.
             image_attention_mask: `[crops, patches_h, patches_w]`, 0 at patches of padding (Phi-4's towers).
@@ -190,7 +193,7 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            past_key_values=given_cache(past_key_values, cache),
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             image_sizes=image_sizes,
@@ -215,9 +218,9 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: getattr(outputs, CACHE)},
         )
 
     def _learnable(self, labels: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,8 @@ SAME_AS_NATIVE = (
     *("sliding_window", "resid_pdrop", "embd_pdrop"),
 )
 """Further fields that the other two have alike."""
+OURS_ALONE = ("rope_mode",)
+"""Fields of the decoder that neither layout has; written where they are not the default, under the same name."""
 AUDIO_NAMES = {
     "attention_dim": "hidden_size",
     "attention_heads": "num_attention_heads",
@@ -104,7 +106,7 @@ def _native_from_phi4mm(config: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{place}.{field} is {given[field]!r}, only {value!r} is supported")
     bias = audio["relative_attention_bias_args"]
     native = {name: config[name] for name in SHARED if name in config}
-    native |= {name: config[name] for name in SAME_AS_NATIVE if config.get(name) is not None}
+    native |= {name: config[name] for name in (*SAME_AS_NATIVE, *OURS_ALONE) if config.get(name) is not None}
     if native.get("eos_token_id") == 199999:  # its generation_config adds the end of a turn
         native["eos_token_id"] = [199999, 200020]
     native["dtype"] = config.get("dtype", config.get("torch_dtype"))
@@ -139,7 +141,8 @@ def _from_native(config: dict[str, Any], adapters: dict[str, Any]) -> dict[str, 
     """Transformers' config in our terms."""
     from transformers.models.phi4_multimodal.configuration_phi4_multimodal import Phi4MultimodalConfig
 
-    fields = copy.deepcopy({k: v for k, v in config.items() if k not in ("model_type", "auto_map")})  # it is changed
+    left_out = ("model_type", "auto_map", *OURS_ALONE)
+    fields = copy.deepcopy({k: v for k, v in config.items() if k not in left_out})  # it is changed
     native: Any = Phi4MultimodalConfig(**fields)
     vision, audio = native.vision_config, native.audio_config
     window = native.sliding_window
@@ -156,6 +159,7 @@ def _from_native(config: dict[str, Any], adapters: dict[str, Any]) -> dict[str, 
         "model_type": "mixlora",
         "dtype": config.get("dtype", config.get("torch_dtype")),
         "text_config": {name: getattr(native, name) for name in SHARED}
+        | {name: config[name] for name in OURS_ALONE if name in config}
         | {"rope_parameters": rope, "fused_projections": True},
         "vision_config": vision.to_dict(),
         "speech_config": audio.to_dict(),
@@ -189,7 +193,13 @@ def to_native(config: Any) -> dict[str, Any]:
         architectures=["Phi4MultimodalForCausalLM"],
         dtype=config.dtype,
     )
-    return native.to_dict()
+    return native.to_dict() | _ours_alone(text)
+
+
+def _ours_alone(text: Any) -> dict[str, Any]:
+    """Fields of a decoder's config that the layouts do not have, where they are not the default."""
+    usual = type(text)
+    return {name: getattr(text, name) for name in OURS_ALONE if getattr(text, name) != getattr(usual, name)}
 
 
 def to_phi4mm(config: Any) -> dict[str, Any]:
@@ -244,7 +254,7 @@ def to_phi4mm(config: Any) -> dict[str, Any]:
             "dp": spec["dropout"],
             "layer": pattern if _acts_everywhere(spec) else _pattern_of(spec["target_modules"]),
         }
-    return result | hard_coded_differences(config)
+    return result | _ours_alone(text) | hard_coded_differences(config)
 
 
 def _phi4mm_audio(audio: dict[str, Any]) -> dict[str, Any]:

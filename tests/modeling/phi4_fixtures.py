@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
+from peft.functional import set_adapter
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from transformers import Phi4MultimodalConfig, Phi4MultimodalForCausalLM
 
@@ -80,15 +82,28 @@ def native_model(seed: int) -> Phi4MultimodalForCausalLM:
 
 
 def add_adapters(model: Phi4MultimodalForCausalLM, seed: int) -> None:
-    """Adds both adapters as PEFT does, loud."""
+    """Adds both adapters, loud.
+
+    By PEFT's own functions: transformers' method asks for PEFT 0.22 from 5.24 on.
+    """
     for name, (rank, alpha, dropout) in RANKS.items():
-        model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=TARGETS), name)
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=TARGETS)
+        inject_adapter_in_model(config, model, name)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".lora_" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.7 / parameter.shape[1] ** 0.5)
     model.eval()
+
+
+def use_adapter(model: Phi4MultimodalForCausalLM, name: str | None) -> None:
+    """Lets one adapter act on all rows, or none."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.enable_adapters(name is not None)
+    if name is not None:
+        set_adapter(model, name)
 
 
 def write_native(model: Phi4MultimodalForCausalLM, folder: Path, seed: int) -> None:

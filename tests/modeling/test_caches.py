@@ -141,3 +141,9 @@ def test_a_generation_config_is_taken_as_it_is_and_left_so() -> None:
     model.lm_head.weight[1] = 100 * model.model(ids, **batch).last_hidden_state[0, -1]  # a placeholder would win
     assert model(ids, **batch).logits[0, -1].argmax() == 1
     assert 1 not in model.generate(ids, config, **batch)[0, ids.shape[1] :].tolist()
+
+
+def test_continuous_batching_is_refused() -> None:
+    """It would give all requests the route of one row."""
+    with pytest.raises(ValueError, match="continuous batching packs all requests into one row"):
+        tiny_model().generate_batch([row_inputs("text")["ids"], row_inputs("text", seed=1)["ids"]])

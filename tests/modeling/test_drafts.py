@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from mixlora.modeling.generation_mixlora import DraftsUpToSwitch
 from tests.modeling.model_fixtures import ROWS, batch_inputs, row_inputs, tiny_model
@@ -122,6 +123,15 @@ def test_padding_does_not_move_the_switch_of_drafts() -> None:
     alone = {name: value[:1] for name, value in batch.items()}  # its left padding stays
     found = model.generate(**alone, **GREEDY, assistant_model=drafting(long_model(2)))
     assert torch.equal(found, model.generate(**alone, **GREEDY, use_cache=False))
+
+
+@torch.no_grad()
+def test_drafts_of_the_first_layers_are_refused() -> None:
+    model, batch = tiny_model(), batch_inputs([row_inputs("image")])
+    with pytest.raises(ValueError, match="assistant_early_exit drafts with a model's own first layers"):
+        model.generate(**batch, **GREEDY, assistant_early_exit=1)
+    with pytest.raises(ValueError, match="assistant_early_exit drafts with a model's own first layers"):
+        model.generate(**batch, generation_config=GenerationConfig(**GREEDY, assistant_early_exit=1))
 
 
 @torch.no_grad()

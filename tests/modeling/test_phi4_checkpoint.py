@@ -152,6 +152,18 @@ def test_both_configs_of_the_released_model_translate_to_one() -> None:
     assert again.to_diff_dict() == ours.to_diff_dict()
 
 
+@pytest.mark.parametrize("layout", [to_native, to_phi4mm])
+def test_the_rope_mode_goes_through_both_layouts(layout: Any) -> None:
+    """Under our name, which transformers' own config overlooks; the usual one is not written."""
+    ours = MixLoraConfig.from_dict(RELEASED)
+    assert "rope_mode" not in layout(ours)
+    ours.text_config.rope_mode = "fixed_long"
+    theirs = layout(ours)
+    assert MixLoraConfig.from_dict(theirs).text_config.rope_mode == "fixed_long"
+    if layout is to_native:
+        Phi4MultimodalConfig(**{k: v for k, v in theirs.items() if k != "model_type"})
+
+
 def test_microsoft_s_config_comes_back_field_by_field() -> None:
     for config in (RELEASED, tiny()):
         back = to_phi4mm(MixLoraConfig.from_dict(config))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
-from tests.modeling.phi4_fixtures import make_row, native_model, our_inputs, peer_inputs, write_native
+from tests.modeling.phi4_fixtures import make_row, native_model, our_inputs, peer_inputs, use_adapter, write_native
 
 SEEDS = (0, 1, 2)
 ROWS: dict[str, dict[str, Any]] = {
@@ -42,11 +42,7 @@ def models(seed: int) -> tuple[Any, MixLoraForConditionalGeneration]:
 
 def expected(peer: Any, kind: str, row: dict[str, Any]) -> torch.Tensor:
     """The peer's logits with the adapter that the row's modality asks for."""
-    if ADAPTERS[kind] is None:
-        peer.disable_adapters()
-    else:
-        peer.enable_adapters()
-        peer.set_adapter(ADAPTERS[kind])
+    use_adapter(peer, ADAPTERS[kind])
     with torch.no_grad():
         return peer(**peer_inputs(row), use_cache=False).logits[0]
 

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import Trainer, TrainingArguments
 
 from mixlora import MixLoraForConditionalGeneration, MixLoraProcessor
-from tests.modeling.model_fixtures import ROWS, batch_inputs, row_inputs, tiny_model
+from tests.modeling.model_fixtures import ROWS, VOCAB, batch_inputs, row_inputs, tiny_model
 from tests.training.training_fixtures import make_start
 
 ANSWERS = ("a cat", "no")
@@ -28,6 +28,16 @@ def test_label_smoothing_shifts_the_labels(tmp_path: Path) -> None:
         logits.flatten(0, 1), targets.flatten(), ignore_index=-100, label_smoothing=0.1
     )
     torch.testing.assert_close(found, wanted)
+
+
+def test_predictions_hold_no_cache(tmp_path: Path) -> None:
+    """The config tells transformers' trainer to leave the cache out, by either of its names."""
+    model = tiny_model()
+    row = batch_inputs([row_inputs("image")])
+    rows = [{"input_ids": row["input_ids"][0], "pixel_values": row["pixel_values"][0]}] * 2
+    arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, per_device_eval_batch_size=1)
+    found = Trainer(model, arguments).predict(rows).predictions
+    assert isinstance(found, np.ndarray) and found.shape == (2, row["input_ids"].shape[1], VOCAB)
 
 
 @pytest.fixture(scope="module")
