@@ -14,7 +14,7 @@ from .cache_name import CACHE, given_cache
 from .configuration_mixlora import MixLoraConfig
 from .decoder import RoutedDecoder, RoutedPreTrainedModel
 from .masks import check_mask, count_positions
-from .projectors import Projector, SeparatorProjector, compress_by_ctc, project_each, stack_frames
+from .projectors import Projector, SeparatorProjector, WhiteningProjector, compress_by_ctc, project_each, stack_frames
 from .rope_switch import keep, kept_layer, must_rebuild_all, replace_rows, stale_rows
 from .routed_lora import Route, is_named, pair_size
 from .router import ModalityRouter
@@ -48,6 +48,8 @@ class MixLoraPreTrainedModel(RoutedPreTrainedModel):
         if isinstance(module, SeparatorProjector):
             nn.init.zeros_(module.row_separator)
             nn.init.zeros_(module.global_separator)
+        if isinstance(module, WhiteningProjector):
+            nn.init.eye_(module.basis)
         if isinstance(module, DepthwiseConv):
             module.reset_parameters()
 
@@ -75,15 +77,15 @@ class MixLoraModel(MixLoraPreTrainedModel):
         if config.speech_config is not None:
             self.speech_tower = build_speech_tower(config)
             size = self.speech_tower.feature_size * config.speech_stack
+            self.speech_projector = nn.ModuleDict()
             if config.speech_context is not None:
                 self.speech_context = SpeechContext(size, hidden, **config.speech_context)
-                size, hidden = hidden, 0  # a second MLP behind the blocks made CTC learn several times slower
-            self.speech_projector = nn.ModuleDict(
-                {
-                    name: Projector(size, hidden, text.hidden_size, config.projector_norm)
-                    for name in ("speech", "vision_speech")
-                }
-            )
+            for name in ("speech", "vision_speech"):
+                self.speech_projector[name] = (
+                    Projector(size, hidden, text.hidden_size, config.projector_norm)
+                    if config.speech_context is None
+                    else WhiteningProjector(hidden, text.hidden_size)  # the blocks before it are layers enough
+                )
         for name, spec in config.adapters.items():
             self.add_pairs(name, spec)
         self.gradient_checkpointing = False

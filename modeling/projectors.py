@@ -8,21 +8,17 @@ CTC_SHARPNESS = 10.0
 
 
 class Projector(nn.Module):
-    """A two-layer MLP with GELU (LLaVA-1.5, arXiv 2310.03744, section 3.1), with or without a LayerNorm in front.
-
-    With a `hidden_size` of 0 it is a single linear layer: enough behind layers of its own.
-    """
+    """A two-layer MLP with GELU (LLaVA-1.5, arXiv 2310.03744, section 3.1), with or without a LayerNorm in front."""
 
     def __init__(self, feature_size: int, hidden_size: int, output_size: int, norm: bool = True):
         super().__init__()
         self.norm = nn.LayerNorm(feature_size) if norm else nn.Identity()
-        self.up = nn.Linear(feature_size, hidden_size) if hidden_size else None
-        self.down = nn.Linear(hidden_size or feature_size, output_size)
+        self.up = nn.Linear(feature_size, hidden_size)
+        self.down = nn.Linear(hidden_size, output_size)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`[..., feature_size]` -> `[..., output_size]`."""
-        features = self.norm(features)
-        return self.down(features if self.up is None else nn.functional.gelu(self.up(features)))
+        return self.down(nn.functional.gelu(self.up(self.norm(features))))
 
 
 class SeparatorProjector(Projector):
@@ -41,6 +37,38 @@ class SeparatorProjector(Projector):
         """`[..., feature_size + 2]` -> `[..., output_size]`."""
         separators = torch.stack([self.row_separator.flatten(), self.global_separator.flatten()])
         return super().forward(features[..., :-2] + features[..., -2:] @ separators)
+
+
+class WhiteningProjector(nn.Module):
+    """LayerNorm and a linear layer, read in a basis in which the decoder's embeddings spread evenly.
+
+    A decoder's embeddings lie along few directions, and steps of CTC against them go wild there before the others
+    move. In the basis of [`fit`] all directions count alike; it is no parameter, and an identity before.
+    """
+
+    basis: torch.Tensor
+
+    def __init__(self, feature_size: int, output_size: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(feature_size)
+        self.down = nn.Linear(feature_size, output_size)
+        self.register_buffer("basis", torch.eye(output_size))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """`[..., feature_size]` -> `[..., output_size]`."""
+        return self.down(self.norm(features)) @ self.basis
+
+    @torch.no_grad()
+    def fit(self, embeddings: torch.Tensor) -> None:
+        """Whitens `embeddings` `[vocabulary, output_size]` unless it has been fitted: products with them, times
+        [`CTC_SHARPNESS`], are then those with rows of mean length 1."""
+        if not torch.equal(self.basis, torch.eye(len(self.basis), device=self.basis.device)):
+            return
+        centred = (embeddings - embeddings.mean(0)).double()
+        sizes, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
+        whitening = directions * sizes.clamp(min=1e-6 * sizes.max()).rsqrt() @ directions.T
+        length = (centred @ whitening).norm(dim=-1).mean()
+        self.basis.copy_(whitening / (CTC_SHARPNESS * length))
 
 
 def stack_frames(features: torch.Tensor, stack: int) -> torch.Tensor:

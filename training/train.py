@@ -12,6 +12,7 @@ import typer
 
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.modeling.processing_mixlora import MixLoraProcessor
+from mixlora.modeling.projectors import WhiteningProjector
 from mixlora.training.curves import write_curves
 from mixlora.training.data.augment import Augmenter
 from mixlora.training.data.batches import BatchPlan, plan_batches
@@ -64,6 +65,8 @@ def _run(stage: Stage, recipe: Recipe, start: str, folder: Path, cache: Path, ca
     routing = dict(model.config.routing)
     model.config.routing = _checked_routing(stage, model.config)
     copy_groups(model, stage.copy)
+    if stage.ctc_weight:
+        fit_basis(model)
     media = Media(model, processor, stage.mask_time)
     examples = _examples(stage, model, processor, media, cache)
     plan = _plan(stage, examples, recipe.seed)
@@ -136,7 +139,17 @@ def copy_groups(model: MixLoraForConditionalGeneration, copy: dict[str, str]) ->
             raise RecipeError(f"copy: the parameters of {source} do not fit those of {target}")
         for mine, other in zip(ours, theirs, strict=True):
             mine.copy_(other)
+        for name, buffer in model.named_buffers():
+            if name.startswith(f"model.{source}."):
+                model.get_buffer(name.replace(source, target, 1)).copy_(buffer)
         print(f"  {target} starts as a copy of {source}")
+
+
+def fit_basis(model: MixLoraForConditionalGeneration) -> None:
+    """Prepares the projector of clips for CTC, where it is of the kind that is read in a basis of its own."""
+    projector = model.model.speech_projector["speech"]
+    if isinstance(projector, WhiteningProjector):
+        projector.fit(model.get_input_embeddings().weight)
 
 
 def _examples(stage: Stage, model: Any, processor: Any, media: Media, cache: Path) -> list[Example]:
