@@ -2,7 +2,7 @@
 
 import torch
 
-from mixlora.modeling.projectors import compress_by_ctc
+from mixlora.modeling.projectors import CTC_SHARPNESS, WhiteningProjector, compress_by_ctc
 
 BLANK = 0
 
@@ -39,3 +39,17 @@ def test_the_projector_still_learns() -> None:
     clip = torch.randn(7, 6, requires_grad=True)
     (compress_by_ctc(clip, torch.randn(6, 6), BLANK) ** 2).sum().backward()
     assert clip.grad is not None and clip.grad.abs().sum() > 0
+
+
+def test_a_fitted_basis_spreads_the_embeddings_evenly() -> None:
+    torch.manual_seed(0)
+    table = torch.randn(500, 6) * torch.tensor([30.0, 3, 1, 1, 0.3, 0.1]) + 5  # few directions hold nearly all
+    projector = WhiteningProjector(4, 6)
+    projector.fit(table)
+    rows = CTC_SHARPNESS * (table - table.mean(0)) @ projector.basis.T
+    torch.testing.assert_close(rows.norm(dim=-1).mean(), torch.tensor(1.0))
+    covariance = rows.T @ rows / len(rows)
+    torch.testing.assert_close(covariance, torch.eye(6) * covariance.diagonal().mean(), atol=1e-4, rtol=1e-4)
+    before = projector.basis.clone()
+    projector.fit(2 * table)  # once only: what was learnt since would mean something else
+    assert torch.equal(projector.basis, before)

@@ -91,12 +91,18 @@ def test_copy_starts_one_group_from_another(start: str) -> None:
         entry.copy_groups(model, {"speech_projector.speech": "vision_projector"})
 
 
-@pytest.mark.parametrize("weight", [0.4, 1.0])
-def test_ctc_trains_the_projector(tmp_path: Path, start: str, rows: Path, weight: float) -> None:
+def clips_alone(rows: Path) -> Path:
+    """A file of those rows that hold clips and no picture."""
     clips = rows.with_name("clips.jsonl")
     clips.write_text(
         "\n".join(line for line in rows.read_text().splitlines() if "audio" in line and "image" not in line)
     )
+    return clips
+
+
+@pytest.mark.parametrize("weight", [0.4, 1.0])
+def test_ctc_trains_the_projector(tmp_path: Path, start: str, rows: Path, weight: float) -> None:
+    clips = clips_alone(rows)
     train = ["speech_projector.speech", "adapter.speech"]
     recipe = write_recipe(tmp_path, start, clips, train, ctc_weight=weight, mask_time=0.1, max_steps=20)
     entry.train(recipe, tmp_path / "out")
@@ -106,6 +112,21 @@ def test_ctc_trains_the_projector(tmp_path: Path, start: str, rows: Path, weight
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert any("speech_projector.speech" in name for name in changed)
     assert any("lora" in name for name in changed) == (weight < 1)  # at 1, the decoder is not run
+
+
+def test_ctc_reads_the_projector_behind_the_context_in_a_whitened_basis(tmp_path: Path, rows: Path) -> None:
+    start = make_start(tmp_path / "start", speech_context={"layers": 1})
+    clips = clips_alone(rows)
+    train = ["speech_context", "speech_projector.speech"]
+    recipe = write_recipe(tmp_path, start, clips, train, ctc_weight=1, max_steps=20)
+    entry.train(recipe, tmp_path / "out")
+    losses = [loss for _, loss in curve(tmp_path / "out/01-only")]
+    assert losses[-1] < 0.8 * losses[0]
+    model = MixLoraForConditionalGeneration.from_pretrained(tmp_path / "out/01-only")
+    projectors = model.model.speech_projector
+    assert not torch.equal(projectors["speech"].basis, projectors["vision_speech"].basis)
+    entry.copy_groups(model, {"speech_projector.vision_speech": "speech_projector.speech"})
+    assert torch.equal(projectors["speech"].basis, projectors["vision_speech"].basis)
 
 
 def test_ctc_refuses_a_row_without_a_clip(tmp_path: Path, start: str, rows: Path) -> None:

@@ -20,10 +20,10 @@ from tests.modeling.phi4_fixtures import CROP, MELS, RANKS, native_config
 from tests.modeling.processor_fixtures import MICROSOFTS_TEMPLATE, microsofts_tokenizer, tiny_processor
 
 
-def make_start(folder: Path) -> str:
-    """A checkpoint to start from."""
+def make_start(folder: Path, **changes: Any) -> str:
+    """A checkpoint to start from; `changes` are those of `tiny_model`."""
     processor = tiny_processor()
-    model = tiny_model()
+    model = tiny_model(**changes)
     model.config.image_token_id, model.config.audio_token_id = processor.image_token_id, processor.audio_token_id
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.save_pretrained(folder)
