@@ -14,8 +14,6 @@ def main() -> None:
     parser.add_argument("--encoders", default="build/encoders")
     parser.add_argument("--tokenizer", default="build/tokenizer")
     parser.add_argument("--output", default="build/start")
-    parser.add_argument("--ctc", action="store_true", help="clips reach the decoder as what CTC hears in them")
-    parser.add_argument("--from", dest="trained", help="checkpoint of all but the speech adapter and projector")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -47,16 +45,9 @@ def main() -> None:
         vision_layers=[3, 4],
         vision_tokens_per_side=7,
         speech_stack=4,
-        speech_context={"intermediate_size": 384, "dropout": 0.2} if args.ctc else None,
-        speech_blank_token_id=tokenizer("\n")["input_ids"][0] if args.ctc else None,
+        speech_context={"intermediate_size": 384, "dropout": 0.2},
+        speech_blank_token_id=tokenizer("\n")["input_ids"][0],
     )
-    if args.trained:
-        trained = MixLoraForConditionalGeneration.from_pretrained(args.trained, dtype=torch.float32).state_dict()
-        groups = model.parameter_groups()
-        speech = {
-            name for group, names in groups.items() if "speech" in group and group != "speech_tower" for name in names
-        }
-        model.load_state_dict({name: value for name, value in trained.items() if name not in speech}, strict=False)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     processor = MixLoraProcessor(
