@@ -188,11 +188,17 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, or STAGE.key=value.")] = None,
     output: Annotated[Path, typer.Option(help="Folder of the stages.")] = Path("build/train"),
     cache_teacher: Annotated[bool, typer.Option(help="Only compute the teacher's states of the next stage.")] = False,
+    shard: Annotated[bool, typer.Option(help="Of several processes, each holds a part of the model (FSDP2).")] = False,
+    plan: Annotated[bool, typer.Option(help="Only say what each stage would do: parameters, tokens, memory.")] = False,
 ) -> None:
     """Run the stages of a recipe in order; the same command goes on after a kill."""
+    from mixlora.training.train import plan_recipe
     from mixlora.training.train import train as run_recipe
 
-    run_recipe(recipe, output, overrides or [], cache_teacher)
+    if plan:
+        plan_recipe(recipe, overrides or [])
+    else:
+        run_recipe(recipe, output, overrides or [], cache_teacher, shard)
 
 
 @data_app.command("check")

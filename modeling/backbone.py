@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 from .cache_name import CACHE, given_cache
 from .configuration_mixlora import MixLoraConfig
 from .decoder import RoutedDecoder, RoutedPreTrainedModel
+from .idle import Idle, trained_adapters, whole_table
 from .masks import check_mask, count_positions
 from .projectors import Projector, SeparatorProjector, WhiteningProjector, compress_by_ctc, project_each, stack_frames
 from .rope_switch import keep, kept_layer, must_rebuild_all, replace_rows, stale_rows
@@ -193,7 +194,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
         tokens = self.project_speech(features, beside_picture)
         blank = self.config.speech_blank_token_id
         if blank is not None:
-            table: torch.Tensor = self.language_model.embed_tokens.weight
+            table = whole_table(self.language_model.embed_tokens)
             tokens = [
                 clip if beside else compress_by_ctc(clip, table.to(clip.device), blank)
                 for clip, beside in zip(tokens, beside_picture or [False] * len(tokens), strict=True)
@@ -209,13 +210,16 @@ class MixLoraModel(MixLoraPreTrainedModel):
             stacked = self.speech_context(stacked)
         beside_picture = beside_picture or [False] * len(stacked)
         result: list[torch.Tensor] = list(stacked)
+        idle = Idle(self, self.device)
         for flag, name in ((False, "speech"), (True, "vision_speech")):
             mine = [i for i, beside in enumerate(beside_picture) if beside == flag]
+            if stacked and not mine:
+                idle.projector(self.speech_projector[name], stacked[0][:0])
             for i, projected in zip(
                 mine, project_each(self.speech_projector[name], [stacked[i] for i in mine]), strict=True
             ):
                 result[i] = projected
-        return result
+        return [idle.added_to(clip) for clip in result]
 
     def encode_media(
         self,
@@ -227,6 +231,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
         input_features_mask: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
         conversation_ids: torch.Tensor | None = None,
+        idle: Idle | None = None,
     ) -> dict[str, MediaOutput]:
         """Embeddings of all media of a batch: `{"image": ..., "audio": ...}`, each with a `pooler_output` list.
 
@@ -235,6 +240,8 @@ class MixLoraModel(MixLoraPreTrainedModel):
 
         Where `input_ids` are the last turns of conversations, `conversation_ids` are the whole: a clip is also beside
         the picture of an earlier turn.
+
+        `idle` runs the towers and projectors that other ranks of a training may need and these rows do not.
 
         Raises:
             ValueError: placeholders and features disagree in a row.
@@ -245,15 +252,20 @@ class MixLoraModel(MixLoraPreTrainedModel):
             return {}
         result: dict[str, MediaOutput] = {}
         image = self._finished(given.get("image"), input_ids, self.config.image_token_id)
+        idle = Idle(self, input_ids.device) if idle is None else idle
+        nothing = idle.tower("vision") if pixel_values is None else None
         if pixel_values is not None or given.get("image_features"):
             features = given.get("image_features")
             image = self.get_image_features(pixel_values, image_sizes, image_attention_mask, features)
+        else:
+            idle.projector(getattr(self, "vision_projector", None), nothing)
         sizes = [len(item) for item in image.pooler_output] if image else []
         image_rows = owner_rows(self._placeholders(input_ids, self.config.image_token_id), sizes, "image")
         if image:
             result["image"] = MediaOutput(pooler_output=image.pooler_output, rows=image_rows)
         audio, clips = given.get("audio"), given.get("audio_features")
         audio = self._finished(audio, input_ids, self.config.audio_token_id)
+        nothing = idle.tower("speech") if input_features is None else None
         if input_features is not None:
             clips = self.encode_speech(input_features, input_features_mask)
         if clips:
@@ -265,6 +277,13 @@ class MixLoraModel(MixLoraPreTrainedModel):
             whole = input_ids if conversation_ids is None else conversation_ids
             has_picture = self.router.contains(whole, self.config.image_token_id)
             audio = self.get_audio_features(features=clips, beside_picture=[has_picture[row] for row in audio_rows])
+        else:
+            stacked = None if nothing is None else stack_frames(nothing, self.config.speech_stack)
+            stacked = idle.context(getattr(self, "speech_context", None), stacked)
+            for projector in getattr(self, "speech_projector", {}).values():
+                idle.projector(projector, stacked)
+            if self.config.speech_blank_token_id is not None:
+                whole_table(self.language_model.embed_tokens)  # gathered beside the ranks that have clips
         if audio:
             result["audio"] = MediaOutput(pooler_output=audio.pooler_output, rows=audio_rows)
         return result
@@ -315,7 +334,10 @@ class MixLoraModel(MixLoraPreTrainedModel):
                     "which decides the route, cannot be seen here. Pass what model.router(prompt_ids) gives."
                 )
             adapter_ids = self.router(input_ids)
-        return Route.from_adapter_ids(adapter_ids, self.router.names, masked=torch.compiler.is_compiling())
+        if torch.compiler.is_compiling():
+            return Route.from_adapter_ids(adapter_ids, self.router.names, masked=True)
+        everywhere = trained_adapters(self.language_model)
+        return Route.from_adapter_ids(adapter_ids, self.router.names, everywhere=everywhere)
 
     def forward(
         self,
@@ -342,6 +364,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
         past_key_values = given_cache(past_key_values, cache)
         route = self.route(adapter_ids, input_ids, past_key_values)
         if inputs_embeds is None:
+            idle = Idle(self, input_ids.device)
             media = self.encode_media(
                 input_ids,
                 pixel_values=pixel_values,
@@ -350,8 +373,9 @@ class MixLoraModel(MixLoraPreTrainedModel):
                 input_features=input_features,
                 input_features_mask=input_features_mask,
                 mm_encoder_outputs=mm_encoder_outputs,
+                idle=idle,
             )
-            inputs_embeds = self.embed(input_ids, media)
+            inputs_embeds = idle.added_to(self.embed(input_ids, media))
         elif pixel_values is not None or input_features is not None or mm_encoder_outputs:
             raise ValueError("media need input_ids: with inputs_embeds the placeholders cannot be seen")
         if (self.config.text_config.use_cache if use_cache is None else use_cache) and past_key_values is None:

@@ -1,5 +1,6 @@
 """The multimodal model with its head: loss, generation, loading and saving."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,7 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         cache: Cache | None = None,
+        within: Callable[["MixLoraForConditionalGeneration"], Any] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss where labels are given.
@@ -186,7 +188,11 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
                 far by default.
             labels: `[batch, length]`, -100 where nothing is learnt; at placeholders nothing is in any case.
             logits_to_keep: the last n positions, or positions as a tensor; 0 for all.
+            within: what to do in place of all this, with this module: a training step that looks at other things than
+                logits. Wrappers such as DDP and FSDP see what is done inside a forward, and nothing else.
         """
+        if within is not None:
+            return within(self)
         if kwargs.get("adapter_names") is not None:
             self._no_global_adapter()
         outputs = self.model(

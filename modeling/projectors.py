@@ -15,6 +15,7 @@ class Projector(nn.Module):
         self.norm = nn.LayerNorm(feature_size) if norm else nn.Identity()
         self.up = nn.Linear(feature_size, hidden_size)
         self.down = nn.Linear(hidden_size, output_size)
+        self.input_size = feature_size
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`[..., feature_size]` -> `[..., output_size]`."""
@@ -30,6 +31,7 @@ class SeparatorProjector(Projector):
 
     def __init__(self, feature_size: int, hidden_size: int, output_size: int, norm: bool = True):
         super().__init__(feature_size, hidden_size, output_size, norm)
+        self.input_size = feature_size + 2
         self.row_separator = nn.Parameter(torch.zeros(1, 1, 1, feature_size))
         self.global_separator = nn.Parameter(torch.zeros(1, 1, feature_size))
 
@@ -52,6 +54,7 @@ class WhiteningProjector(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(feature_size)
         self.down = nn.Linear(feature_size, output_size)
+        self.input_size = feature_size
         self.register_buffer("basis", torch.eye(output_size))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ The route is a value that is made once per forward and passed down as an argumen
 which adapter acts, so checkpointing, threads, beams and exceptions cannot change it.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +25,16 @@ class Route:
     masks: tuple[tuple[str, torch.Tensor], ...] = ()
 
     @classmethod
-    def from_adapter_ids(cls, adapter_ids: torch.Tensor, names: list[str], masked: bool = False) -> "Route":
+    def from_adapter_ids(
+        cls, adapter_ids: torch.Tensor, names: list[str], masked: bool = False, everywhere: Collection[str] = ()
+    ) -> "Route":
         """Plans a batch.
 
         Args:
             adapter_ids: LongTensor `[batch]`, an index into `names`, -1 for the base alone.
             names: the model's adapters, sorted.
             masked: make the mask form. It never reads a value back from the device.
+            everywhere: adapters that act on no row at all where none needs them: other ranks have rows that do.
 
         Raises:
             ValueError: an id outside `-1 .. len(names) - 1`, with its row.
@@ -44,8 +48,9 @@ class Route:
         plan: list[tuple[str, torch.Tensor | None]] = []
         for i, name in enumerate(names):
             mine = [row for row, j in enumerate(ids) if j == i]
-            if mine:
-                index = None if len(mine) == len(ids) else torch.tensor(mine, device=adapter_ids.device)
+            if mine or name in everywhere:
+                whole = len(mine) == len(ids)
+                index = None if whole else torch.tensor(mine, dtype=torch.long, device=adapter_ids.device)
                 plan.append((name, index))
         return cls(rows=tuple(plan))
 

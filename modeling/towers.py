@@ -29,6 +29,10 @@ TAIL = ("post_layernorm", "layernorm", "norm", "head", "pooler")
 """What patch encoders of transformers have behind their layers; no feature layer lies there."""
 
 
+BLANK_FRAMES = 64
+"""Frames of a silent clip: more than any encoder here joins."""
+
+
 def prune(encoder: Any, layers: int) -> None:
     """Takes out of a patch encoder what lies behind its first `layers` layers: it is neither computed nor kept."""
     for module in list(encoder.modules()):
@@ -90,6 +94,17 @@ class VisionTower(nn.Module):
         """Prefixes of parameters that never act: the embedding of masked patches."""
         return () if self.is_timm else ("encoder.embeddings.mask_token",)
 
+    def blank(self) -> tuple[torch.Tensor, ...]:
+        """Arguments of `forward` for one black picture of the smallest size."""
+        if self.is_timm:
+            info = self.encoder.timm_model.feature_info
+            embed = getattr(self.encoder.timm_model, "patch_embed", None)
+            size = getattr(embed, "img_size", None) or self.side * max(info[i]["reduction"] for i in self.layers)
+        else:
+            size = self.side * self.patch_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return (torch.zeros(1, 3, height, width),)
+
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -136,6 +151,11 @@ class SpeechTower(nn.Module):
     def token_count(self, frames: int) -> int:
         """Features of a clip of `frames` mel frames."""
         return -(-frames // self.stride)
+
+    def blank(self) -> tuple[torch.Tensor, ...]:
+        """Arguments of `forward` for one silent clip."""
+        mels = self.encoder.conv1.in_channels
+        return torch.zeros(1, self.window, mels), torch.ones(1, self.window, dtype=torch.long)
 
     def forward(self, input_features: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         """Encodes clips.
@@ -186,6 +206,12 @@ class MaskedSpeechTower(nn.Module):
     def unused(self) -> tuple[str, ...]:
         """Prefixes of parameters that never act: the embedding of masked frames."""
         return ("encoder.masked_spec_embed",)
+
+    def blank(self) -> tuple[torch.Tensor, ...]:
+        """Arguments of `forward` for one silent clip."""
+        config = self.encoder.config
+        mels = getattr(config, "feature_projection_input_dim", None) or config.num_mel_bins
+        return torch.zeros(1, BLANK_FRAMES, mels), torch.ones(1, BLANK_FRAMES, dtype=torch.long)
 
     def forward(self, input_features: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         """Encodes clips.

@@ -76,6 +76,11 @@ class Phi4VisionTower(nn.Module):
         layers = tuple(f"encoder.encoder.layers.{i}." for i in behind)
         return (*layers, "encoder.post_layernorm.", "encoder.head.")
 
+    def blank(self) -> tuple[torch.Tensor, ...]:
+        """Arguments of `forward` for one black picture of a single crop, beside its global view."""
+        size, patches = self.crop_size, self.crop_size // self.patch_size
+        return torch.zeros(2, 3, size, size), torch.tensor([[size, size]]), torch.ones(2, patches, patches)
+
     def token_counts(self, image_sizes: torch.Tensor, image_attention_mask: torch.Tensor) -> list[int]:
         """Tokens of each picture, separators included; arguments as in [`forward`]."""
         grids = self._grids(image_sizes)
@@ -226,6 +231,10 @@ class Phi4SpeechTower(nn.Module):
     def token_count(self, frames: int) -> int:
         """Features of a clip of `frames` mel frames."""
         return -(-frames // 8)
+
+    def blank(self) -> tuple[torch.Tensor, ...]:
+        """Arguments of `forward` for one silent clip."""
+        return torch.zeros(1, 64, self.encoder.config.input_size), torch.ones(1, 64, dtype=torch.long)
 
     def forward(self, input_features: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         """Encodes clips.

@@ -6,20 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel as unwrapped
 
+from mixlora.modeling.idle import in_process_group, whole_table
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.modeling.processing_mixlora import MixLoraProcessor
 from mixlora.modeling.projectors import CTC_SHARPNESS
 from mixlora.training.data.collate import Collator, Example
 from mixlora.training.data.media import Media
 from mixlora.training.objectives import (
+    IGNORED,
     ctc_loss,
+    ctc_targets,
     mimic_loss,
     next_token_loss,
     preference_loss,
     response_mask,
     sequence_log_probs,
+    sum_over_ranks,
     supervised_positions,
 )
 from mixlora.training.stages import Mimic, Preference, Stage
@@ -29,7 +32,11 @@ from mixlora.training.teacher_cache import cache_states
 Inputs = dict[str, Any]
 Outcome = tuple[torch.Tensor, dict[str, float]]
 Step = Callable[[Any, Inputs, torch.Tensor | int | None], Outcome]
-"""Model (perhaps wrapped), inputs with labels, and the labelled tokens of the optimizer step -> loss and figures."""
+"""Model (perhaps wrapped), inputs with labels, and the labelled tokens of the optimizer step -> loss and figures.
+
+The loss is this process's share: those of all ranks add up to the loss of the batch. Figures are those of all ranks.
+What runs the model does so inside the forward of what wraps it, so that DDP, FSDP and their like see it.
+"""
 
 
 class SupervisedStep:
@@ -46,28 +53,38 @@ class SupervisedStep:
 
     def __call__(self, model: Any, inputs: Inputs, num_items: torch.Tensor | int | None) -> Outcome:
         """Logits are made only where a token is labelled."""
-        labels = inputs["labels"]
+        if not self.ctc_weight:
+            return self._cross_entropy(model, inputs, num_items), {}
+        return model(within=lambda inner: self._with_ctc(inner, inputs, num_items)), {}
+
+    def _cross_entropy(self, model: Any, inputs: Inputs, num_items: torch.Tensor | int | None) -> torch.Tensor:
+        positions, targets = supervised_positions(inputs["labels"])
         rest = {name: value for name, value in inputs.items() if name != "labels"}
-        heard = self._ctc(unwrapped(model), rest, labels) if self.ctc_weight else None
-        if heard is not None and self.ctc_weight == 1:
-            return heard, {}
-        positions, targets = supervised_positions(labels)
-        loss = next_token_loss(model(**rest, logits_to_keep=positions).logits, targets, num_items)
-        return (loss, {}) if heard is None else ((1 - self.ctc_weight) * loss + self.ctc_weight * heard, {})
+        return next_token_loss(model(**rest, logits_to_keep=positions).logits, targets, num_items)
+
+    def _with_ctc(self, model: Any, inputs: Inputs, num_items: torch.Tensor | int | None) -> torch.Tensor:
+        heard = self._ctc(model, inputs, inputs["labels"])
+        if self.ctc_weight == 1 and not in_process_group():
+            return heard
+        # Of several ranks each runs the decoder even where it counts for nothing, since its gradients are exchanged.
+        loss = self._cross_entropy(model.forward, inputs, num_items)
+        return (1 - self.ctc_weight) * loss + self.ctc_weight * heard
 
     def _ctc(self, model: MixLoraForConditionalGeneration, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
         features = inputs.get("mm_encoder_outputs", {}).get("audio_features", [])
         if "input_features" in inputs:
             features = model.model.encode_speech(inputs["input_features"], inputs["input_features_mask"])
         blank = model.config.speech_blank_token_id
+        said = sum(len(target) for target in ctc_targets(labels, self.end))
         return (
             ctc_loss(
                 model.model.project_speech([clip.to(model.device) for clip in features]),
                 labels,
-                model.model.language_model.embed_tokens.weight,
+                whole_table(model.model.language_model.embed_tokens),
                 blank=self.pad if blank is None else blank,
                 end=self.end,
                 sharpness=CTC_SHARPNESS,
+                num_items=sum_over_ranks(torch.tensor(said, device=model.device)).clamp(min=1),
             )
             / self.accumulation
         )
@@ -79,11 +96,21 @@ class _TaughtStep:
     def __init__(self, teacher: Teacher | None):
         self.teacher = teacher
 
+    def __call__(self, model: Any, inputs: Inputs, num_items: torch.Tensor | int | None) -> Outcome:
+        """See [`Step`]."""
+        outcome: Outcome = model(within=lambda inner: self._outcome(inner, inputs, num_items))
+        return outcome
+
+    def _outcome(self, model: Any, inputs: Inputs, num_items: torch.Tensor | int | None) -> Outcome:
+        raise NotImplementedError
+
     def _states(self, model: Any, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Hidden states `[tokens, width]` that predict labelled tokens, the teacher's, and places `[tokens, 2]`."""
         where = response_mask(inputs["labels"])
         rest = {name: value for name, value in inputs.items() if name not in NOT_THE_STUDENTS}
-        student = unwrapped(model).model(**rest, use_cache=False).last_hidden_state[where]
+        student = model.model(**rest, use_cache=False).last_hidden_state[where]
+        if in_process_group():  # a forward of the head, though of nothing, has its shards gathered
+            student = student + model.lm_head(student[:0]).sum()
         teacher = None
         if "teacher_states" in inputs:
             teacher = torch.cat(inputs["teacher_states"]).to(student.device)
@@ -99,11 +126,11 @@ class MimicStep(_TaughtStep):
         super().__init__(teacher)
         self.settings = settings
 
-    def __call__(self, model: Any, inputs: Inputs, num_items: torch.Tensor | int | None) -> Outcome:
+    def _outcome(self, model: Any, inputs: Inputs, num_items: torch.Tensor | int | None) -> Outcome:
         """The student's loss and how it is made up."""
         assert self.teacher is not None
-        settings, head = self.settings, unwrapped(model).lm_head.weight
         student, teacher, places = self._states(model, inputs)
+        settings, head = self.settings, model.lm_head.weight
         assert teacher is not None
         items = len(student) if num_items is None else num_items
         loss = mimic_loss(
@@ -128,35 +155,52 @@ class PreferenceStep(_TaughtStep):
         super().__init__(reference)
         self.settings, self.accumulation = settings, accumulation
 
-    def __call__(self, model: Any, inputs: Inputs, num_items: torch.Tensor | int | None) -> Outcome:
+    def _outcome(self, model: Any, inputs: Inputs, num_items: torch.Tensor | int | None) -> Outcome:
         """The loss averaged over the batch's pairs, and their rewards, margins and accuracies."""
         settings, rows = self.settings, len(inputs["labels"])
         states, reference_states, places = self._states(model, inputs)
         targets = inputs["labels"][places[:, 0], places[:, 1] + 1]
-        policy = sequence_log_probs(states, unwrapped(model).lm_head.weight, targets, places[:, 0], rows)
+        policy = sequence_log_probs(states, model.lm_head.weight, targets, places[:, 0], rows)
         reference = torch.zeros_like(policy)
         if self.teacher is not None and reference_states is not None:
             with torch.no_grad():
                 reference = sequence_log_probs(reference_states, self.teacher.head, targets, places[:, 0], rows)
+        real = (inputs["labels"] != IGNORED).any(dim=1)[: rows // 2]  # all but what idle ranks run
+        policies, references = ([half[real] for half in each.chunk(2)] for each in (policy, reference))
+        answer = places[:, 0] < rows // 2
+        pairs, tokens = sum_over_ranks(torch.stack([real.sum(), answer.sum()]))
         loss = preference_loss(
-            *policy.chunk(2), *reference.chunk(2), kind=settings.kind, beta=settings.beta,
-            label_smoothing=settings.label_smoothing, llavamod_compat=settings.llavamod_compat,
+            *policies, *references, kind=settings.kind, beta=settings.beta, label_smoothing=settings.label_smoothing,
+            llavamod_compat=settings.llavamod_compat, num_pairs=pairs if in_process_group() else None,
         )  # fmt: skip
         if settings.sft_weight:
-            loss = loss - settings.sft_weight * policy[: rows // 2].sum() / (places[:, 0] < rows // 2).sum()
-        chosen, rejected = (settings.beta * (policy - reference).detach()).chunk(2)
-        return loss / self.accumulation, {
-            "rewards/chosen": chosen.mean().item(),
-            "rewards/rejected": rejected.mean().item(),
-            "rewards/margins": (chosen - rejected).mean().item(),
-            "rewards/accuracies": (chosen > rejected).float().mean().item(),
-        }
+            loss = loss - settings.sft_weight * policies[0].sum() / tokens
+        gained = [settings.beta * (ours - theirs).detach() for ours, theirs in zip(policies, references, strict=True)]
+        return loss / self.accumulation, self._figures(*gained, pairs)
+
+    @staticmethod
+    def _figures(chosen: torch.Tensor, rejected: torch.Tensor, pairs: torch.Tensor) -> dict[str, float]:
+        """Means over the pairs of all ranks, from the rewards `[pairs]` of this one."""
+        each = torch.stack([chosen, rejected, chosen - rejected, (chosen > rejected).to(chosen.dtype)])
+        means = (sum_over_ranks(each.sum(dim=1)) / pairs).tolist()
+        names = ("chosen", "rejected", "margins", "accuracies")
+        return {f"rewards/{name}": mean for name, mean in zip(names, means, strict=True)}
 
 
 def build_step(
-    stage: Stage, model: Any, processor: Any, media: Media, examples: Sequence[Example], cache: Path
+    stage: Stage,
+    model: Any,
+    processor: Any,
+    media: Media,
+    examples: Sequence[Example],
+    cache: Path,
+    sharded: bool = False,
 ) -> tuple[Step, Collator]:
-    """The step of a stage's objective, and the collator that gives it its batches."""
+    """The step of a stage's objective, and the collator that gives it its batches.
+
+    Args:
+        sharded: the model will be, so that a teacher that is the model as it is now must be a copy.
+    """
     pad = processor.tokenizer.pad_token_id
     collator = Collator(media, pad)
     if stage.objective == "sft":
@@ -164,7 +208,10 @@ def build_step(
         return SupervisedStep(stage.ctc_weight, pad, end, stage.gradient_accumulation), collator
     teacher: Teacher | None = None
     if stage.teacher:
-        teacher, taught_by = _teacher(stage, model, processor, media, examples, cache, collator)
+        if sharded and stage.teacher == SELF:
+            teacher, taught_by = CheckpointTeacher(copy.deepcopy(model)), model
+        else:
+            teacher, taught_by = _teacher(stage, model, processor, media, examples, cache, collator)
         if stage.teacher_cache:
             whole = copy.copy(media)  # what is on disk is of whole clips
             whole.mask_time = 0.0

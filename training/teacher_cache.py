@@ -11,12 +11,20 @@ from accelerate.utils import send_to_device
 
 from mixlora.training.data.collate import Collator, Example
 from mixlora.training.data.feature_cache import FeatureCache, fingerprint
-from mixlora.training.objectives import response_mask
+from mixlora.training.objectives import IGNORED, response_mask
 from mixlora.training.teacher import NOT_THE_STUDENTS, Teacher
 
 
 class StateCache(FeatureCache):
     """Hidden states of examples, `[labelled tokens, width]` each, where they predict the labelled tokens."""
+
+    width: int = 0
+
+    def __getitem__(self, item: Any) -> torch.Tensor:
+        """States of an example `[labelled tokens, width]`."""
+        if not (item.labels != IGNORED).any():  # a row that a rank without a row of its own runs
+            return torch.zeros(0, self.width)
+        return super().__getitem__(item)
 
     def _key(self, item: Any) -> str:
         """What the states are of: the tokens, which of them are labelled, and the media."""
@@ -45,6 +53,7 @@ def cache_states(
 
     mark = fingerprint(model, {"dtype": dtype, "config": model.config.to_dict()})  # the config routes rows, for one
     cache = StateCache(folder / f"teacher-{mark}", dtype)
+    cache.width = teacher.head.shape[1]
     answers: list[Any] = [replace(example, rejected=None) for example in examples]
     answers += [example.rejected for example in examples if example.rejected is not None]
     answers.sort(key=lambda example: len(example.ids))

@@ -1,6 +1,8 @@
 """Runs the stages of a recipe: `python -m mixlora.training.train RECIPE --output DIR [key=value]...`."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -9,35 +11,76 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from accelerate import PartialState
 
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.modeling.processing_mixlora import MixLoraProcessor
 from mixlora.modeling.projectors import WhiteningProjector
+from mixlora.training.checkpoints import full_state
 from mixlora.training.curves import write_curves
 from mixlora.training.data.augment import Augmenter
 from mixlora.training.data.batches import BatchPlan, plan_batches
 from mixlora.training.data.collate import Example, Tokenizer, views_by_row
 from mixlora.training.data.media import Media
 from mixlora.training.data.rows import Row, RowError, read_rows
+from mixlora.training.plan import StagePlan, plan_stage
 from mixlora.training.recipe import find_recipe, load_recipe, nearest
 from mixlora.training.stages import Recipe, RecipeError, Stage
 from mixlora.training.steps import build_step
+from mixlora.training.still_groups import StillGroups
 from mixlora.training.trainer import StageTrainer, last_checkpoint, training_arguments
 
 
-def train(recipe: Path, output: Path, overrides: list[str] | None = None, cache_teacher: bool = False) -> None:
+def train(
+    recipe: Path,
+    output: Path,
+    overrides: list[str] | None = None,
+    cache_teacher: bool = False,
+    shard: bool = False,
+) -> None:
     """Runs every stage of a recipe that is not finished yet, each from the one before.
+
+    Started by torchrun or by accelerate, the processes share the work, and the first one alone writes and prints.
 
     Args:
         recipe: a YAML file, or the name of a packaged recipe.
         output: each stage writes `NN-name/` here, ready for `from_pretrained`. The same command goes on after a kill.
         overrides: `key=value` or `STAGE.key=value`.
         cache_teacher: train nothing, but compute the states of the teacher that the next stage keeps on disk.
+        shard: of several processes each holds a part of the model, its gradients and its optimizer state (FSDP2).
 
     Raises:
-        RecipeError: a recipe that can't be run, or a stage that was begun with other settings.
+        RecipeError: a recipe that can't be run, a stage that was begun with other settings, or DeepSpeed.
     """
     plan = load_recipe(find_recipe(recipe), overrides)
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise RecipeError("DeepSpeed is not supported: start with --shard (FSDP2) in place of ZeRO-3")
+    ranks = PartialState(cpu=not torch.cuda.is_available())
+    with contextlib.nullcontext() if ranks.is_main_process else contextlib.redirect_stdout(io.StringIO()):
+        _run_stages(plan, output, cache_teacher, shard or os.environ.get("ACCELERATE_USE_FSDP") == "true")
+
+
+def plan_recipe(recipe: Path, overrides: list[str] | None = None) -> list[StagePlan]:
+    """What each stage of a recipe would do; it is printed too. Nothing is trained, nothing written.
+
+    Every stage is planned on the checkpoint that the first one starts from: stages change no shapes.
+
+    Raises:
+        RecipeError: a recipe that can't be run; RowError: a row that can't be used.
+    """
+    whole = load_recipe(find_recipe(recipe), overrides)
+    plans = []
+    for stage in whole.stages:
+        print(f"==> stage {stage.name}")
+        model, processor = _load(stage, whole.model)
+        _checked_routing(stage, model.config)
+        examples = _examples(stage, model, processor, Media(model, processor), cache=None)
+        plans.append(plan_stage(stage, model, examples, _plan(stage, examples, whole.seed)))
+        print(plans[-1])
+    return plans
+
+
+def _run_stages(plan: Recipe, output: Path, cache_teacher: bool, shard: bool) -> None:
     start = plan.model
     folders = [output / f"{number:02d}-{stage.name}" for number, stage in enumerate(plan.stages, start=1)]
     for folder, stage in zip(folders, plan.stages, strict=True):
@@ -48,20 +91,20 @@ def train(recipe: Path, output: Path, overrides: list[str] | None = None, cache_
             if not stage.teacher_cache:
                 raise RecipeError(f"stage {stage.name!r} comes first and keeps no teacher's states: train it before")
             print(f"==> stage {stage.name}: the teacher's states")
-            return _run(stage, plan, start, folder, Path(plan.cache or output / "features"), cache_only=True)
+            return _run(stage, plan, start, folder, Path(plan.cache or output / "features"), shard, cache_only=True)
         else:
             print(f"==> stage {stage.name}: from {start} to {folder}")
-            _run(stage, plan, start, folder, Path(plan.cache or output / "features"))
+            _run(stage, plan, start, folder, Path(plan.cache or output / "features"), shard)
         start = str(folder)
-        write_curves(output, folders)
+        if PartialState().is_main_process:
+            write_curves(output, folders)
 
 
-def _run(stage: Stage, recipe: Recipe, start: str, folder: Path, cache: Path, cache_only: bool = False) -> None:
+def _run(
+    stage: Stage, recipe: Recipe, start: str, folder: Path, cache: Path, shard: bool, cache_only: bool = False
+) -> None:
     """One stage, from reading its start to writing its end, or up to what it reads from caches."""
-    model = MixLoraForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
-    processor = MixLoraProcessor.from_pretrained(start)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    select_parameters(model, stage.train)
+    model, processor = _load(stage, start)
     routing = dict(model.config.routing)
     model.config.routing = _checked_routing(stage, model.config)
     copy_groups(model, stage.copy)
@@ -70,22 +113,37 @@ def _run(stage: Stage, recipe: Recipe, start: str, folder: Path, cache: Path, ca
     media = Media(model, processor, stage.mask_time)
     examples = _examples(stage, model, processor, media, cache)
     plan = _plan(stage, examples, recipe.seed)
-    step, collator = build_step(stage, model, processor, media, examples, cache)
+    shard = shard and PartialState().num_processes > 1
+    step, collator = build_step(stage, model, processor, media, examples, cache, shard)
     if cache_only:
         return
     checkpoints = folder / "checkpoints"
-    args = training_arguments(stage, checkpoints, recipe.seed)
+    args = training_arguments(stage, checkpoints, recipe.seed, shard)
     trainer = StageTrainer(model, processor, examples, plan, collator, args, step)
+    if args.world_size > 1:
+        refuse_layerdrop(model)
+        trainer.add_callback(StillGroups(model, stage, examples, plan))
     last = last_checkpoint(checkpoints)
     if last:
         print(f"  going on from {last}")
     trainer.train(resume_from_checkpoint=last)
     model.config.routing = routing
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    _write(folder / "log.json", trainer.state.log_history)
-    _write(folder / "done.json", {"steps": trainer.state.global_step})
-    shutil.rmtree(checkpoints)
+    whole = full_state(model) if shard else model.state_dict()
+    if PartialState().is_main_process:
+        model.save_pretrained(folder, state_dict=whole)
+        processor.save_pretrained(folder)
+        _write(folder / "log.json", trainer.state.log_history)
+        _write(folder / "done.json", {"steps": trainer.state.global_step})
+        shutil.rmtree(checkpoints)
+    PartialState().wait_for_everyone()
+
+
+def _load(stage: Stage, start: str) -> tuple[Any, Any]:
+    """The stage's model, with its parameters selected, and its processor."""
+    model = MixLoraForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+    model.to(PartialState().device)
+    select_parameters(model, stage.train)
+    return model, MixLoraProcessor.from_pretrained(start)
 
 
 def select_parameters(model: MixLoraForConditionalGeneration, train: list[str]) -> None:
@@ -107,6 +165,16 @@ def select_parameters(model: MixLoraForConditionalGeneration, train: list[str]) 
         word = "train " if name in train else "freeze"
         print(f"  {word} {name:<32} {sum(sizes[parameter] for parameter in parameters):>12,} parameters")
     print(f"  {sum(sizes[name] for name in trained):,} of {sum(sizes.values()):,} parameters are trained")
+
+
+def refuse_layerdrop(model: MixLoraForConditionalGeneration) -> None:
+    """Raises RecipeError for a trained tower that skips whole layers at random: each rank would skip others."""
+    tower: Any = getattr(model.model, "speech_tower", None)
+    if tower is None or not any(parameter.requires_grad for parameter in tower.parameters()):
+        return
+    for field in ("layerdrop", "encoder_layerdrop"):
+        if getattr(model.config.speech_config, field, 0):
+            raise RecipeError(f"several processes can't train a speech tower with {field}: set it to 0 in the config")
 
 
 def _checked_routing(stage: Stage, config: Any) -> dict[str, str | None]:
@@ -152,8 +220,8 @@ def fit_basis(model: MixLoraForConditionalGeneration) -> None:
         projector.fit(model.get_input_embeddings().weight)
 
 
-def _examples(stage: Stage, model: Any, processor: Any, media: Media, cache: Path) -> list[Example]:
-    """The stage's rows in all their views, tokenized; tower features of their media are on disk afterwards."""
+def _examples(stage: Stage, model: Any, processor: Any, media: Media, cache: Path | None) -> list[Example]:
+    """The stage's rows in all their views, tokenized; tower features of their media are in `cache` afterwards."""
     rows: list[tuple[list[Row], float]] = []
     for source in stage.data:
         rows.append((read_rows(Path(source.path), source.limit), source.weight))
@@ -166,7 +234,8 @@ def _examples(stage: Stage, model: Any, processor: Any, media: Media, cache: Pat
             raise RowError(f"{row.source}: objective {stage.objective} takes rows with {wanted}")
     media.augmenter = augmenter = Augmenter(stage.augment, [path for row in every for path in row.audio])
     views = [augmenter.media(row, view) for row in every for view in range(augmenter.count(row))]
-    media.cache(model, cache, [p for images, _ in views for p in images], [p for _, audio in views for p in audio])
+    if cache is not None:
+        media.cache(model, cache, [p for images, _ in views for p in images], [p for _, audio in views for p in audio])
     tokenizer = Tokenizer(processor, media, stage.max_length)
     examples = [example for group, weight in rows for example in tokenizer(group, weight)]
     if tokenizer.left_out:
@@ -205,8 +274,9 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     file = folder / "stage.json"
     wanted = json.loads(json.dumps(settings))
     if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(file, wanted)
+        if PartialState().is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(file, wanted)
         return
     before = json.loads(file.read_text(encoding="utf-8"))
     changed = [f"{key}: {before.get(key)!r} -> {wanted[key]!r}" for key in wanted if before.get(key) != wanted[key]]
@@ -228,10 +298,15 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, or STAGE.key=value.")] = None,
     output: Annotated[Path, typer.Option(help="Folder of the stages.")] = Path("build/train"),
     cache_teacher: Annotated[bool, typer.Option(help="Only compute the teacher's states of the next stage.")] = False,
+    shard: Annotated[bool, typer.Option(help="Of several processes, each holds a part of the model (FSDP2).")] = False,
+    plan: Annotated[bool, typer.Option(help="Only say what each stage would do.")] = False,
 ) -> None:
     """Run the stages of a recipe; the same command goes on after a kill."""
     try:
-        train(recipe, output, overrides, cache_teacher)
+        if plan:
+            plan_recipe(recipe, overrides)
+        else:
+            train(recipe, output, overrides, cache_teacher, shard)
     except (RecipeError, RowError, FileNotFoundError) as error:
         raise SystemExit(f"mixlora train: {error}") from error
 

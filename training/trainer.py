@@ -7,22 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
-from mixlora.training.data.batches import BatchPlan
-from mixlora.training.data.collate import Collator, Example
+from mixlora.training.checkpoints import ResumableTrainer
+from mixlora.training.data.batches import BatchPlan, RankShare
+from mixlora.training.data.collate import Collator, Example, Examples
 from mixlora.training.stages import Stage
 from mixlora.training.steps import Step
 
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
-class StageTrainer(Trainer):
+class StageTrainer(ResumableTrainer):
     """Trains the parameters of a model that require gradients; only they get optimizer state.
 
     The plan holds all epochs, so the loop sees a single one of a known length, and to resume it skips the batches
-    that were done.
+    that were done. Several processes share each batch: the loss, the order of the data and the number of steps are
+    those of one.
     """
 
     def __init__(
@@ -40,9 +45,19 @@ class StageTrainer(Trainer):
         self._figures: dict[str, list[float]] = {}
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of the plan, in its order."""
-        loader: DataLoader = DataLoader(self.examples, batch_sampler=self.plan, collate_fn=self.collator)  # type: ignore[arg-type]
-        return self.accelerator.prepare(loader)
+        """This process's share of the batches of the plan, in its order."""
+        share = RankShare(self.plan, self.args.process_index, self.args.world_size)
+        loader: DataLoader = DataLoader(Examples(self.examples), batch_sampler=share, collate_fn=self.collator)
+        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As in transformers; accelerate passes FSDP by on CPUs, where it works as well."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if self.args.fsdp_plugin_args and state.distributed_type == DistributedType.MULTI_CPU:
+            state.distributed_type = DistributedType.FSDP
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            self.is_fsdp_enabled = True
 
     def compute_loss(
         self,
@@ -57,8 +72,7 @@ class StageTrainer(Trainer):
             self._figures.setdefault(name, []).append(value)
         if not loss.requires_grad:  # no row of this batch takes a trained part, such as text beside a trained adapter
             loss = loss + sum(p.sum() * 0 for p in model.parameters() if p.requires_grad)
-        if num_items_in_batch is not None:  # counted over all processes, whose gradients are averaged
-            loss = loss * self.accelerator.num_processes
+        loss = loss * self.args.world_size  # each process has its share of the loss, and gradients are averaged
         return (loss, {}) if return_outputs else loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -81,10 +95,18 @@ class StageTrainer(Trainer):
             )
 
 
-def training_arguments(stage: Stage, folder: Path, seed: int) -> TrainingArguments:
-    """What transformers' loop needs to know of a stage; checkpoints go to `folder`."""
-    return TrainingArguments(
+def training_arguments(stage: Stage, folder: Path, seed: int, shard: bool = False) -> TrainingArguments:
+    """What transformers' loop needs to know of a stage; checkpoints go to `folder`.
+
+    Args:
+        shard: where there are several processes, shard parameters, gradients and optimizer state over them (FSDP2).
+    """
+    args = TrainingArguments(
         output_dir=str(folder),
+        use_cpu=not torch.cuda.is_available(),
+        fsdp=shard and PartialState().num_processes > 1,
+        ddp_find_unused_parameters=False,  # every trained parameter gets a gradient on every rank
+        ddp_broadcast_buffers=False,  # none of them changes
         num_train_epochs=1,
         gradient_accumulation_steps=stage.gradient_accumulation,
         activation_checkpointing=stage.gradient_checkpointing,
@@ -105,6 +127,8 @@ def training_arguments(stage: Stage, folder: Path, seed: int) -> TrainingArgumen
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    args._n_gpu = min(args.n_gpu, 1)  # one process drives one device; transformers would spread it over all it sees
+    return args
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -24,6 +24,25 @@ class BatchPlan(Sampler[list[int]]):
         return len(self.batches)
 
 
+class RankShare(Sampler[list[int]]):
+    """What one of several processes takes of each batch of a plan: every so many rows, in the order of the batch.
+
+    All ranks go through the same batches, so a training is the same on any number of them, and so is what is done when
+    it is interrupted. Rows of a batch lie sorted by length: the shares are alike. A rank for which nothing is left
+    takes the batch's first row without its labels, written `-1 - row`: the row runs, and teaches nothing.
+    """
+
+    def __init__(self, plan: BatchPlan, rank: int, ranks: int):
+        self.plan, self.rank, self.ranks = plan, rank, ranks
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.plan:
+            yield batch[self.rank :: self.ranks] or [-1 - batch[0]]
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+
 def plan_batches(
     lengths: Sequence[int],
     weights: Sequence[float],

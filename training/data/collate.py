@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 from mixlora.modeling.chat_template import checked_message, with_parts
 from mixlora.training.data.feature_cache import Item
@@ -40,6 +41,25 @@ class Example:
     def size(self) -> int:
         """Tokens that it takes in a batch, those of the rejected answer and padding between the two included."""
         return len(self.ids) if self.rejected is None else 2 * max(len(self.ids), len(self.rejected.ids))
+
+
+def without_labels(example: Example) -> Example:
+    """The same rows, from which nothing is learnt."""
+    rejected = None if example.rejected is None else without_labels(example.rejected)
+    return replace(example, labels=torch.full_like(example.labels, IGNORED), rejected=rejected)
+
+
+class Examples(Dataset[Example]):
+    """Examples by their place; `-1 - place` is the one at `place` without its labels, see `RankShare`."""
+
+    def __init__(self, examples: Sequence[Example]):
+        self.examples = examples
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index] if index >= 0 else without_labels(self.examples[-1 - index])
+
+    def __len__(self) -> int:
+        return len(self.examples)
 
 
 def views_by_row(examples: Sequence[Example]) -> list[list[int]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -65,8 +66,7 @@ class FeatureCache:
         folder.mkdir(parents=True, exist_ok=True)
         self._shards: dict[str, Any] = {}  # content key -> open shard
         self._keys: dict[Path, str] = {}  # file -> content key
-        for path in sorted(folder.glob("*.safetensors")):
-            self._open(path)
+        self._open_all()
 
     def __len__(self) -> int:
         return len(self._shards)
@@ -86,7 +86,7 @@ class FeatureCache:
         return self._shards[key].get_slice(key).get_shape()[0]
 
     def fill(self, items: Sequence[Item], encode: Encode, what: str = "features") -> int:
-        """Computes what is missing, without gradients, in batches.
+        """Computes what is missing, without gradients, in batches; several processes share the work.
 
         Args:
             items: media files and views; the same content is computed once, and so is the same view of it.
@@ -97,19 +97,30 @@ class FeatureCache:
             How many were computed.
 
         Raises:
-            ValueError: features that the dtype can't hold, with the file.
+            ValueError: features that the dtype can't hold, with the file; or processes that do not share the folder.
         """
+        ranks = PartialState()
+        ranks.wait_for_everyone()  # all have looked what is there before anything is added
         missing = {key: item for item in dict.fromkeys(items) if (key := self._key(item)) not in self._shards}
         keys = list(missing)
-        with tqdm(total=len(keys), desc=what, unit="file", disable=not keys) as bar:
-            for start in range(0, len(keys), SHARD_ITEMS):
+        mine = keys[ranks.process_index :: ranks.num_processes]
+        with tqdm(total=len(mine), desc=what, unit="file", disable=not mine) as bar:
+            for start in range(0, len(mine), SHARD_ITEMS):
                 shard: dict[str, torch.Tensor] = {}
-                chunk = keys[start : start + SHARD_ITEMS]
+                chunk = mine[start : start + SHARD_ITEMS]
                 for first in range(0, len(chunk), BATCH_ITEMS):
                     batch = chunk[first : first + BATCH_ITEMS]
                     shard |= self._encode(batch, [missing[key] for key in batch], encode)
                     bar.update(len(batch))
                 self._write(shard)
+        if ranks.num_processes > 1:
+            ranks.wait_for_everyone()
+            self._open_all()
+            if lost := [key for key in keys if key not in self._shards]:
+                raise ValueError(
+                    f"{self.folder}: {len(lost)} features of other processes are not here; the recipe's cache, by "
+                    "default in the output, must be one folder for all of them"
+                )
         return len(keys)
 
     def _key(self, item: Item) -> str:
@@ -125,6 +136,10 @@ class FeatureCache:
         partial = self.folder / f"{name}.partial"
         save_file(shard, partial)
         self._open(partial.rename(self.folder / f"{name}.safetensors"))
+
+    def _open_all(self) -> None:
+        for path in sorted(self.folder.glob("*.safetensors")):
+            self._open(path)
 
     def _open(self, path: Path) -> None:
         shard = safe_open(path, framework="pt")

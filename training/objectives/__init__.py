@@ -2,9 +2,11 @@
 
 from mixlora.training.objectives.mimic import DIVERGENCES, mimic_loss
 from mixlora.training.objectives.preference import PREFERENCES, preference_loss, sequence_log_probs
+from mixlora.training.objectives.ranks import sum_over_ranks
 from mixlora.training.objectives.supervised import (
     IGNORED,
     ctc_loss,
+    ctc_targets,
     next_token_loss,
     response_mask,
     supervised_positions,
@@ -15,10 +17,12 @@ __all__ = [
     "IGNORED",
     "PREFERENCES",
     "ctc_loss",
+    "ctc_targets",
     "mimic_loss",
     "next_token_loss",
     "preference_loss",
     "response_mask",
     "sequence_log_probs",
+    "sum_over_ranks",
     "supervised_positions",
 ]

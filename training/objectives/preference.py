@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mixlora.training.objectives.chunks import chunk_length
+from mixlora.training.objectives.ranks import sum_over_ranks
 
 PREFERENCES = ("sigmoid", "ipo", "hinge", "kto_pair")
 
@@ -19,6 +20,7 @@ def preference_loss(
     beta: float = 0.1,
     label_smoothing: float = 0.0,
     llavamod_compat: bool = False,
+    num_pairs: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
     """A loss on summed log-probabilities of chosen and rejected answers, averaged over the pairs.
 
@@ -34,6 +36,7 @@ def preference_loss(
         beta: how strongly the reference holds the policy, above 0.
         label_smoothing: share of pairs taken to be the wrong way round, from 0 to below 0.5; of `sigmoid` alone.
         llavamod_compat: `kto_pair` as LLaVA-MoD released it: gradients flow through K, which is that of this rank.
+        num_pairs: the pairs of all ranks: gives this rank's share of their average, 0 where it has no pair at all.
 
     Raises:
         ValueError: shapes that do not fit, one reference without the other, or a setting out of range.
@@ -43,7 +46,7 @@ def preference_loss(
     if reference_chosen is None or reference_rejected is None:
         reference_chosen, reference_rejected = torch.zeros_like(policy_chosen), torch.zeros_like(policy_rejected)
     shapes = [tuple(x.shape) for x in (policy_chosen, policy_rejected, reference_chosen, reference_rejected)]
-    if policy_chosen.ndim != 1 or len(set(shapes)) > 1 or not len(policy_chosen):
+    if policy_chosen.ndim != 1 or len(set(shapes)) > 1 or not (len(policy_chosen) or num_pairs):
         raise ValueError(f"expected four tensors of the same shape [pairs], at least one pair, got {shapes}")
     if kind not in PREFERENCES:
         raise ValueError(f"kind {kind!r} is not one of {', '.join(PREFERENCES)}")
@@ -55,24 +58,29 @@ def preference_loss(
         )
     chosen, rejected = policy_chosen - reference_chosen, policy_rejected - reference_rejected
     margin = chosen - rejected
+
+    def average(each: torch.Tensor) -> torch.Tensor:
+        """Over the pairs; of `kto_pair`, `each` has two values a pair."""
+        if num_pairs is None:
+            return each.mean()
+        return each.sum() / (num_pairs * (2 if kind == "kto_pair" else 1))
+
     if kind == "hinge":
-        return F.relu(1 - beta * margin).mean()
+        return average(F.relu(1 - beta * margin))
     if kind == "ipo":
-        return (margin - 1 / (2 * beta)).square().mean()
+        return average((margin - 1 / (2 * beta)).square())
     if kind == "kto_pair":
         baselines = [x.mean() if llavamod_compat else mean_over_ranks(x) for x in (chosen, rejected)]
         k_chosen, k_rejected = (k.clamp(min=0) for k in baselines)
         halves = torch.cat([(beta * (chosen - k_rejected)).sigmoid(), (beta * (k_chosen - rejected)).sigmoid()])
-        return (1 - halves).mean()
+        return average(1 - halves)
     right, wrong = F.logsigmoid(beta * margin), F.logsigmoid(-beta * margin)
-    return -((1 - label_smoothing) * right + label_smoothing * wrong).mean()
+    return -average((1 - label_smoothing) * right + label_smoothing * wrong)
 
 
 def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """Mean of all values of all ranks, which may have different numbers of them; without gradient."""
-    sums = torch.stack([values.detach().sum(), values.new_tensor(float(values.numel()))])
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(sums)
+    sums = sum_over_ranks(torch.stack([values.sum(), values.new_tensor(float(values.numel()))]))
     return sums[0] / sums[1]
 
 

@@ -36,6 +36,7 @@ def ctc_loss(
     blank: int,
     end: int,
     sharpness: float = 1.0,
+    num_items: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
     """Connectionist temporal classification of projected speech against the decoder's own embeddings, a token.
 
@@ -44,11 +45,12 @@ def ctc_loss(
 
     Args:
         tokens: projected clips `[tokens, width]`, one for each row.
-        labels: `[rows, length]`, what each clip says, -100 elsewhere.
+        labels: `[rows, length]`, what each clip says, -100 elsewhere; a row without any label teaches nothing.
         embeddings: `[vocabulary, width]`.
         blank: id of the token that stands for nothing heard.
         end: id of the token that ends an answer; it is not heard.
         sharpness: factor of the products.
+        num_items: tokens of the targets, by default those of this batch.
 
     Raises:
         ValueError: not one clip in every row.
@@ -57,17 +59,23 @@ def ctc_loss(
         raise ValueError(f"CTC needs one clip in every row, got {len(tokens)} clips in {len(labels)} rows")
     scores = (sharpness * torch.cat(list(tokens)).float() @ embeddings.float().T).log_softmax(-1)
     frames = [len(clip) for clip in tokens]
-    targets = [row[(row != IGNORED) & (row != end)] for row in labels]
+    targets = ctc_targets(labels, end)
     losses = F.ctc_loss(
         nn.utils.rnn.pad_sequence(list(scores.split(frames))),
         torch.cat(targets),
         torch.tensor(frames),
         torch.tensor([len(target) for target in targets]),
         blank=blank,
-        reduction="sum",
+        reduction="none",
         zero_infinity=True,  # a clip with fewer tokens than its text teaches nothing
     )
-    return losses / max(1, sum(len(target) for target in targets))
+    total = losses.masked_fill(~(labels != IGNORED).any(dim=1), 0).sum()
+    return total / (max(1, sum(len(target) for target in targets)) if num_items is None else num_items)
+
+
+def ctc_targets(labels: torch.Tensor, end: int) -> list[torch.Tensor]:
+    """The tokens that are heard in each row of `labels` `[rows, length]`."""
+    return [row[(row != IGNORED) & (row != end)] for row in labels]
 
 
 def response_mask(labels: torch.Tensor, llavamod_compat: bool = False) -> torch.Tensor:

@@ -41,6 +41,16 @@ def test_losses_are_those_worked_by_hand(kind: str, options: dict, expected: flo
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in PREFERENCES if kind != "kto_pair"])
+def test_shares_of_the_pairs_add_up(kind: str) -> None:
+    """Those of ranks with one pair, another one, and none; of kto_pair see below."""
+    whole = preference_loss(CHOSEN, REJECTED, *REFERENCE, kind=kind)
+    parts = [[x[part] for x in (CHOSEN, REJECTED, *REFERENCE)] for part in (slice(0, 1), slice(1, 2), slice(0, 0))]
+    shares = [preference_loss(*part, kind=kind, num_pairs=torch.tensor(2)) for part in parts]
+    torch.testing.assert_close(sum(shares), whole)
+    assert shares[2] == 0
+
+
 @pytest.mark.parametrize("kind", PREFERENCES)
 def test_without_a_reference_all_references_are_alike(kind: str) -> None:
     zeros = torch.zeros(2)
@@ -69,8 +79,7 @@ def _one_rank(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     pairs = slice(0, 1) if rank == 0 else slice(1, 3)
     values = [torch.cat([x, x[:1] + 1])[pairs] for x in (CHOSEN, REJECTED, *REFERENCE)]
-    loss = preference_loss(*values, kind="kto_pair")
-    torch.save(loss * len(values[0]) / 3, f"{folder}/{rank}.pt")
+    torch.save(preference_loss(*values, kind="kto_pair", num_pairs=3), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 

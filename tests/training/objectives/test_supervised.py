@@ -51,6 +51,19 @@ def test_ctc_is_a_mean_over_tokens_and_clips_do_not_touch() -> None:
     torch.testing.assert_close(both, (3 * alone[0] + alone[1]) / 4)
 
 
+def test_shares_of_ctc_add_up_and_a_row_without_labels_has_none() -> None:
+    embeddings = torch.randn(6, 3)
+    clips = [torch.randn(9, 3), torch.randn(4, 3)]
+    labels = torch.tensor([[1, 2, 3, 5], [2, 5, -100, -100]])
+    whole = ctc_loss(clips, labels, embeddings, blank=0, end=5)
+    idle = torch.full_like(labels[:1], -100)
+    shares = [
+        ctc_loss([clip, clip], torch.cat([row[None], idle]), embeddings, blank=0, end=5, num_items=torch.tensor(4))
+        for clip, row in zip(clips, labels, strict=True)
+    ]
+    torch.testing.assert_close(sum(shares), whole)
+
+
 def test_a_clip_shorter_than_its_text_teaches_nothing() -> None:
     clip = torch.randn(2, 3, requires_grad=True)
     ctc_loss([clip], torch.tensor([[1, 1, 2]]), torch.randn(6, 3), blank=0, end=5).backward()

@@ -1,0 +1,60 @@
+"""A plan is kept: what it says will change does, and nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mixlora.training.train import plan_recipe, train
+from tests.training.training_fixtures import make_start, write_rows
+
+STAGES = {
+    "text": {"train": ["decoder"], "epochs": 1, "rows_per_batch": 2},
+    "align": {"train": ["vision_projector"], "max_steps": 3, "rows_per_batch": 6, "gradient_accumulation": 2},
+    "both": {
+        "train": ["adapter.vision", "adapter.speech", "speech_projector.vision_speech"],
+        "epochs": 2,
+        "tokens_per_batch": 200,
+    },
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    rows, path = write_rows(tmp_path), tmp_path / "recipe.yaml"
+    common = {"data": [{"path": str(rows)}], "learning_rate": 1e-2, "logging_steps": 1}
+    stages = [{"name": name} | common | stage for name, stage in STAGES.items()]
+    path.write_text(json.dumps({"model": make_start(tmp_path / "start"), "stages": stages}))
+    return path
+
+
+def test_after_each_stage_what_the_plan_promised_has_changed(
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plans = plan_recipe(recipe)
+    said = capsys.readouterr().out
+    assert not (tmp_path / "out").exists() and not list(tmp_path.rglob("features"))
+    train(recipe, tmp_path / "out")
+    before = load_file(tmp_path / "start/model.safetensors")
+    for number, plan in enumerate(plans, start=1):
+        folder = tmp_path / f"out/{number:02d}-{plan.name}"
+        after = load_file(folder / "model.safetensors")
+        assert {name for name in after if not torch.equal(after[name], before[name])} == plan.tensors
+        assert json.loads((folder / "done.json").read_text())["steps"] == plan.steps
+        assert sum(plan.trained.values()) == sum(before[name].numel() for name in plan.tensors)
+        everything = sum(tensor.numel() for tensor in before.values())
+        assert sum(plan.trained.values()) + sum(plan.frozen.values()) == everything
+        assert plan.state_bytes == 4 * everything + 12 * sum(plan.trained.values())
+        assert str(plan) in said
+        before = after
+    assert plans[2].learnt < plans[2].tokens and plans[2].largest <= 200
+
+
+def test_a_batch_of_text_counts_each_token_once(recipe: Path) -> None:
+    """The rows are twelve conversations and a block of text: in one epoch each is seen once."""
+    (plan,) = plan_recipe(recipe, ["stages=[text]"])
+    assert plan.examples == 13 and plan.batches == plan.steps == 7
+    (twice,) = plan_recipe(recipe, ["stages=[text]", "text.epochs=2"])
+    assert (twice.tokens, twice.learnt) == (2 * plan.tokens, 2 * plan.learnt)

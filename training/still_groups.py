@@ -1,0 +1,66 @@
+"""What a step has no rows for stays still, on many ranks as in one process.
+
+Alone, a parameter that no row of an optimizer step needs has no gradient, and AdamW passes it by: neither its moments
+nor its weights change. On several ranks it gets a gradient of zeros, so that all ranks exchange the same. All of them
+know the rows of all, and drop those gradients again before the optimizer acts.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback
+
+from mixlora.modeling.configuration_mixlora import MODALITIES
+from mixlora.training.data.batches import BatchPlan
+from mixlora.training.data.collate import Example
+from mixlora.training.stages import Stage
+
+
+class StillGroups(TrainerCallback):
+    """Drops the gradients of the parameter groups that no row of the step needs.
+
+    Args:
+        model: the trained model; its router tells the adapter of a row.
+        plan: the batches of all ranks, as places in `examples`.
+    """
+
+    def __init__(self, model: Any, stage: Stage, examples: Sequence[Example], plan: BatchPlan):
+        self.router, self.stage, self.examples, self.plan = model.router, stage, examples, plan
+        self.names: dict[str, list[str]] = {
+            group: names
+            for group, names in model.parameter_groups().items()
+            if any(model.get_parameter(name).requires_grad for name in names)
+        }
+        self.parameters: dict[str, nn.Parameter] = {}
+
+    def needed(self, example: Example) -> set[str]:
+        """The parameter groups that a row runs through."""
+        seen, heard = bool(example.images), bool(example.audio)
+        groups = {"decoder"} if self.stage.ctc_weight < 1 else set()
+        (adapter,) = self.router.adapter_names([MODALITIES[seen + 2 * heard]])
+        if adapter is not None and groups:
+            groups.add(f"adapter.{adapter}")
+        if seen:
+            groups |= {"vision_tower", "vision_projector"}
+        if heard:
+            groups |= {"speech_tower", f"speech_projector.{'vision_' if seen else ''}speech"}
+        return groups
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Notes the parameters, which are others once the model is sharded."""
+        self.parameters = dict(model.named_parameters())
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Drops gradients of zeros."""
+        size = self.stage.gradient_accumulation
+        batches = self.plan.batches[state.global_step * size : (state.global_step + 1) * size]
+        needed: set[str] = set()
+        for batch in batches:
+            of_batch = {group for place in batch for group in self.needed(self.examples[place])} & self.names.keys()
+            if not of_batch:  # the trainer gives a batch that trains nothing zeros for all, in one process as well
+                return
+            needed |= of_batch
+        for group in self.names.keys() - needed:
+            for name in self.names[group]:
+                self.parameters[name].grad = None
