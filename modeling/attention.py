@@ -8,6 +8,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_mixlora import MixLoraTextConfig
+from .long_attention import LongAttention
 from .rope import apply_rotary
 from .routed_lora import Route, RoutedLinear
 
@@ -93,13 +94,19 @@ class RoutedAttention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        long_attention: LongAttention | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`hidden_states` `[batch, length, width]` -> the same shape, and the weights where the backend gives them."""
         query, key, value = self.project(hidden_states, route)
-        query, key = apply_rotary(query, *position_embeddings), apply_rotary(key, *position_embeddings)
+        key = apply_rotary(key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
+        if long_attention is not None:
+            dropout = self.config.attention_dropout if self.training else 0.0
+            output, weights = long_attention.attend(query, key, value, self.scaling, dropout, self.layer_idx)
+            return self.o_proj(output.flatten(2), route), weights
+        query = apply_rotary(query, *position_embeddings)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         dropout = self.config.attention_dropout if self.training else 0.0
         output, weights = attend(

@@ -14,6 +14,7 @@ from .cache_name import CACHE, given_cache
 from .configuration_mixlora import MixLoraConfig
 from .decoder import RoutedDecoder, RoutedPreTrainedModel
 from .idle import Idle, trained_adapters, whole_table
+from .long_attention import long_layout
 from .masks import check_mask, count_positions
 from .projectors import Projector, SeparatorProjector, WhiteningProjector, compress_by_ctc, project_each, stack_frames
 from .rope_switch import keep, kept_layer, must_rebuild_all, replace_rows, stale_rows
@@ -406,15 +407,19 @@ class MixLoraModel(MixLoraPreTrainedModel):
         row_lengths: torch.Tensor,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        config = self.config.text_config
-        create_mask = create_causal_mask if config.sliding_window is None else create_sliding_window_causal_mask
-        mask = create_mask(
-            config=config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            **{CACHE: past_key_values},
+        config, mask = self.config.text_config, None
+        kwargs["layout"] = long_layout(
+            config, position_ids, attention_mask, past_key_values, always=kwargs.get("probe") is not None
         )
+        if kwargs["layout"] is None:
+            create_mask = create_causal_mask if config.sliding_window is None else create_sliding_window_causal_mask
+            mask = create_mask(
+                config=config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                **{CACHE: past_key_values},
+            )
         for asked in ("output_hidden_states", "output_attentions"):
             kwargs.setdefault(asked, getattr(self.config, asked, False))
         return self.language_model(inputs_embeds, route, position_ids, mask, past_key_values, row_lengths, **kwargs)

@@ -6,12 +6,14 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+from .long_context_config import check_long_context, check_sparse_prefill
 from .phi4_config import from_phi4
 
 MODALITIES = ("text", "vision", "speech", "vision_speech")
 PHI4_ROUTING = {"text": None, "vision": "vision", "speech": "speech", "vision_speech": "vision"}
 ADAPTER_FIELDS = {"r", "alpha", "dropout", "target_modules", "rank_pattern", "alpha_pattern"}
 ROPE_MODES = ("by_length", "fixed_long")
+FOR_LONG_ROWS = ("long_context", "sparse_prefill")
 
 
 def full_adapter(spec: dict[str, Any]) -> dict[str, Any]:
@@ -71,6 +73,10 @@ class MixLoraTextConfig(PreTrainedConfig):
         sliding_window: a token sees the last tokens of this number, itself among them; None for all.
         residual_dropout: dropout of what attention and MLP add, in training (StarCoder2, Phi-3).
         embedding_dropout: dropout of the input embeddings, in training (StarCoder2).
+        long_context: `{"method": "dual_chunk", "chunk_size", "local_size", "temperature"}` for rows longer than those
+            of training (see [`DualChunk`]); None for none.
+        sparse_prefill: `{"min_length", "budgets", ...}` for prompts of which each head reads a part only (see
+            [`SparsePrefill`]); None for dense ones.
     """
 
     model_type = "mixlora_decoder"
@@ -106,6 +112,8 @@ class MixLoraTextConfig(PreTrainedConfig):
     sliding_window: int | None = None
     residual_dropout: int | float = 0.0
     embedding_dropout: int | float = 0.0
+    long_context: dict[str, Any] | None = None
+    sparse_prefill: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs):
         if self.num_key_value_heads is None:
@@ -128,6 +136,11 @@ class MixLoraTextConfig(PreTrainedConfig):
             raise ValueError(f"rope_mode 'fixed_long' needs the rope_type 'longrope', got {kind!r}")
         if self.sliding_window is not None and kind in ("longrope", "dynamic"):
             raise ValueError(f"sliding_window ({self.sliding_window}) with rope_type {kind!r} is not supported")
+        if self.long_context is not None:
+            self.long_context = check_long_context(self.long_context, kind, self.sliding_window)
+        if self.sparse_prefill is not None:
+            sizes = (self.num_hidden_layers, self.num_attention_heads)
+            self.sparse_prefill = check_sparse_prefill(self.sparse_prefill, *sizes, self.sliding_window)
 
 
 @strict
@@ -160,6 +173,7 @@ class MixLoraConfig(PreTrainedConfig):
         projector_hidden_size: width of the projectors' hidden layer; the decoder's width by default.
         projector_norm: whether the projectors begin with a LayerNorm.
         base_model: `{"name_or_path", "revision", "sha256"}` of the decoder, where the checkpoint does not hold it.
+        long_context, sparse_prefill: given here, they are put into `text_config`.
         merged_adapter: name of the adapter that is folded into the decoder's weights, which are then no base any more;
             see [`MixLoraForConditionalGeneration.merge_adapter`].
     """
@@ -207,8 +221,17 @@ class MixLoraConfig(PreTrainedConfig):
             self.vision_layers = [-1]
         if self.speech_context is not None:
             self.speech_context = full_context(self.speech_context)
+        for_long_rows = {name: kwargs.pop(name) for name in FOR_LONG_ROWS if name in kwargs}
         super().__post_init__(**kwargs)
+        self.set_long_context(**for_long_rows)
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
+
+    def set_long_context(self, **fields: Any) -> None:
+        """Changes `long_context` or `sparse_prefill` of the decoder; raises ValueError for a wrong one."""
+        for name, value in fields.items():
+            setattr(self.text_config, name, value)
+        if fields:
+            self.text_config.validate_architecture()
 
     def validate_architecture(self):
         """Raises ValueError for an unknown modality, an adapter that is not there, or a wrong adapter entry."""

@@ -14,8 +14,10 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention import RMSNorm, RoutedAttention
 from .cache_name import CACHE, given_cache
 from .configuration_mixlora import MixLoraTextConfig
+from .long_attention import LongAttention, Probe
 from .rope import RotaryEmbedding
 from .routed_lora import Route, RoutedLinear
+from .row_layout import RowLayout
 
 
 class RoutedMLP(nn.Module):
@@ -161,10 +163,24 @@ class RoutedDecoder(RoutedPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         row_lengths: torch.Tensor | None = None,
+        layout: RowLayout | None = None,
+        probe: Probe | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """`inputs_embeds` `[batch, length, width]` -> normed `last_hidden_state` of the same shape."""
-        position_embeddings = self.rotary_emb(inputs_embeds, position_ids, row_lengths)
+        """`inputs_embeds` `[batch, length, width]` -> normed `last_hidden_state` of the same shape.
+
+        Args:
+            layout: where rows lie, if some are attended to as [`LongAttention`] does; no mask is needed then.
+            probe: sees what each head attends to.
+        """
+        if layout is None:
+            position_embeddings = self.rotary_emb(inputs_embeds, position_ids, row_lengths)
+        else:
+            long_attention = LongAttention.make(
+                self.config, layout, self.rotary_emb, inputs_embeds, row_lengths, probe
+            )
+            position_embeddings = long_attention.rotations.intra
+            kwargs["long_attention"] = long_attention
         hidden_states = self.dropout(inputs_embeds)
         for layer in self.layers:
             hidden_states = layer(

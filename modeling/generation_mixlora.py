@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.masking_utils import create_masks_for_generate
 
 from .backbone import MediaOutput
 from .cache_name import CACHE, NAMES, given_cache
@@ -52,6 +53,9 @@ class RoutedGenerationMixin(GenerationMixin):
     ) -> Any:
         """As in transformers. The route is decided once, from the prompt, and media are encoded once."""
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        chunk = kwargs.get("prefill_chunk_size", (generation_config or self.generation_config).prefill_chunk_size)
+        if chunk is not None and kwargs.get("inputs_embeds") is not None:
+            raise ValueError("prefill_chunk_size needs input_ids: transformers does not cut inputs_embeds into chunks")
         if generation_config is None:
             kwargs["suppress_tokens"] = self._suppressed(kwargs, self.generation_config)
         else:  # transformers takes a config or arguments, not both
@@ -124,6 +128,16 @@ class RoutedGenerationMixin(GenerationMixin):
             "continuous batching packs all requests into one row, but here each row has its own route: use generate, "
             "which takes rows of any kind together"
         )
+
+    def create_masks_for_generate(self, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """The mask of a step with a cache of fixed length; dual chunk attention needs to know the real tokens."""
+        if self.config.text_config.long_context is None:
+            return create_masks_for_generate(attention_mask=attention_mask, **kwargs)
+        room = kwargs[CACHE].get_max_length()
+        if attention_mask is None or kwargs.get("position_ids") is None or room < attention_mask.shape[1]:
+            return attention_mask
+        # One shape for all steps, so that they compile once.
+        return torch.nn.functional.pad(attention_mask, (0, room - attention_mask.shape[1]))
 
     def _get_candidate_generator(self, **kwargs: Any) -> Any:
         """As in transformers, for assistants of any class, and with no draft that spans LongRoPE's switch.

@@ -1,5 +1,6 @@
 """The multimodal model with its head: loss, generation, loading and saving."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from .adapter_methods import AdapterMethods
 from .backbone import MediaOutput, MixLoraModel, MixLoraPreTrainedModel
 from .base_checkpoint import checkpoint_folder, describe_base, is_base_tensor, load_base, load_weights
 from .cache_name import CACHE, given_cache
-from .configuration_mixlora import MixLoraConfig
+from .configuration_mixlora import FOR_LONG_ROWS, MixLoraConfig
 from .generation_mixlora import RoutedGenerationMixin
 from .parts import Part, build
 from .phi4_checkpoint import ADAPTER_FOLDERS, load_phi4, phi4_layout
@@ -70,16 +71,23 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
         Both layouts of Phi-4-Multimodal load as they lie on the hub: Microsoft's shards, and transformers' own layout
         with the folders `vision-lora` and `speech-lora`.
 
+        Args:
+            kwargs: as in transformers, and `long_context` or `sparse_prefill` in place of the decoder's own.
+
         Raises:
             ValueError: the base's weights are not those that the checkpoint names; or a Phi-4 checkpoint lacks
                 tensors, or holds a `lora_B` of zeros.
         """
         name, config = pretrained_model_name_or_path, kwargs.get("config")
+        for_long_rows = {field: kwargs.pop(field) for field in FOR_LONG_ROWS if field in kwargs}
+        hub = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
+        if (config is None and name is not None) or isinstance(config, str | Path):
+            config = cls.config_class.from_pretrained(config or name, **hub)
+        if for_long_rows:
+            kwargs["config"] = config = copy.deepcopy(config)
+            config.set_long_context(**for_long_rows)
         if name is None:
             return super().from_pretrained(name, *args, **kwargs)
-        hub = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
-        if config is None or isinstance(config, str | Path):
-            config = cls.config_class.from_pretrained(config or name, **hub)
         layout = phi4_layout(name, hub)
         if layout is None and not config.base_model:
             return super().from_pretrained(name, *args, **kwargs)

@@ -23,7 +23,7 @@ from tests.training.training_fixtures import make_start
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
-RUN = [ROOT / "docs" / name for name in ("chat.md", "model.md", "training.md")]
+RUN = [ROOT / "docs" / name for name in ("chat.md", "long_context.md", "model.md", "training.md")]
 COMMAND = ".venv/bin/mixlora"
 
 
