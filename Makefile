@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 SAMPLES := mixlora/default/samples/rows.jsonl
-SOURCES := mixlora modeling training
+SOURCES := mixlora modeling training demo
 OLDEST := build/oldest
 
 .PHONY: help install chat default test test-oldest bench lint format types clean
@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("mixlora needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name another one with PYTHON=...") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || { echo "==> making a virtual environment in .venv"; $(PYTHON) -m venv .venv; }
 	@echo "==> installing mixlora and its dependencies into .venv (torch is large: the first time takes some minutes)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev,train,report,data,interop]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev,train,report,data,interop,serve,demo]'
 	@touch $@
 	@echo "==> installed"
 
@@ -54,6 +54,7 @@ test-oldest:
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/mimic_loss.py
+	$(BIN)/python benchmarks/serving.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -67,7 +68,7 @@ format: $(STAMP)
 types: $(STAMP)
 	@rm -rf build/types && mkdir -p build/types/mixlora
 	@for file in mixlora/*; do ln -s "$(CURDIR)/$$file" "build/types/$$file"; done
-	@for folder in modeling training; do ln -s "$(CURDIR)/$$folder" "build/types/mixlora/$$folder"; done
+	@for folder in modeling training demo; do ln -s "$(CURDIR)/$$folder" "build/types/mixlora/$$folder"; done
 	cd build/types && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p mixlora
 
 clean:

@@ -1,0 +1,1 @@
+"""A page to talk to a checkpoint: type, show pictures, speak."""
