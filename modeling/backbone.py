@@ -1,6 +1,6 @@
 """Towers, projectors, router and decoder: media encoded, spliced and decoded with a route."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_mixlora import MixLoraConfig
 from .decoder import RoutedDecoder, RoutedPreTrainedModel
+from .lora_experts import Usage
 from .masks import check_mask, count_positions
 from .projectors import Projector, SeparatorProjector, compress_by_ctc, project_each, stack_frames
 from .rope_switch import keep, kept_layer, must_rebuild_all, replace_rows, stale_rows
@@ -32,6 +33,17 @@ class MediaOutput(ModelOutput):
 
     pooler_output: list[torch.Tensor] | None = None
     rows: list[int] | None = None
+
+
+@dataclass
+class RoutedOutput(BaseModelOutputWithPast):
+    """Hidden states, and where asked for:
+
+    Attributes:
+        aux_loss: how unevenly LoRA experts are used, a scalar, 1 where all are used alike; None where none acted.
+    """
+
+    aux_loss: torch.Tensor | None = None
 
 
 class MixLoraPreTrainedModel(RoutedPreTrainedModel):
@@ -94,7 +106,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
                 )
         for path, module in modules.items():
             if size := pair_size(spec, path):
-                module.add_adapter(name, *size, spec["dropout"])
+                module.add_adapter(name, *size, spec["dropout"], spec.get("experts", 0), spec.get("top_k", 0))
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.embed_tokens
@@ -319,6 +331,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
         adapter_ids: torch.LongTensor | None = None,
         row_lengths: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        output_aux_loss: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states `[batch, length, width]`. Arguments as in [`MixLoraForConditionalGeneration.forward`]."""
@@ -347,6 +360,9 @@ class MixLoraModel(MixLoraPreTrainedModel):
         row_lengths = so_far if row_lengths is None else torch.maximum(row_lengths.to(so_far.device), so_far)
         if not torch.compiler.is_compiling():  # `generate` has done so before a compiled step
             self.rebuild_cache(past_key_values, attention_mask, row_lengths, adapter_ids)
+        if output_aux_loss:
+            real = attention_mask is not None and attention_mask.dim() == 2
+            route = replace(route, usage=Usage(attention_mask[:, -inputs_embeds.shape[1] :] if real else None))
         outputs = self._decode(
             inputs_embeds, route, attention_mask, position_ids, past_key_values, row_lengths, **kwargs
         )
@@ -354,6 +370,8 @@ class MixLoraModel(MixLoraPreTrainedModel):
         if past_key_values is not None and rotary.varies:
             layers = self.config.text_config.num_hidden_layers
             keep(past_key_values, layers, inputs_embeds, rotary.is_long(row_lengths))
+        if route.usage is not None:
+            outputs = RoutedOutput(**outputs, aux_loss=route.usage.close())
         return outputs
 
     def _decode(

@@ -13,6 +13,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import RMSNorm, RoutedAttention
 from .configuration_mixlora import MixLoraTextConfig
+from .lora_experts import LoraExperts
 from .rope import RotaryEmbedding
 from .routed_lora import Route, RoutedLinear
 
@@ -129,6 +130,8 @@ class RoutedPreTrainedModel(PreTrainedModel):
         elif isinstance(module, RoutedLinear):
             for name in module.lora_B:
                 module.reset_adapter(name)
+        elif isinstance(module, LoraExperts):
+            module.reset()
 
 
 class RoutedDecoder(RoutedPreTrainedModel):

@@ -1,5 +1,6 @@
 """The multimodal model with its head: loss, generation, loading and saving."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ from .router import ModalityRouter
 
 IGNORED = -100  # no loss there, as everywhere in transformers
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+@dataclass
+class RoutedCausalOutput(CausalLMOutputWithPast):
+    """As in transformers, and `aux_loss`, see [`RoutedOutput`]."""
+
+    aux_loss: torch.Tensor | None = None
 
 
 class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, RoutedGenerationMixin):
@@ -136,7 +144,7 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
             parts = name.removeprefix("model.").split(".")
             if name.startswith(unused):
                 group = f"{parts[0]}.unused"
-            elif len(parts) > 2 and parts[-3] in ("lora_A", "lora_B"):
+            elif len(parts) > 2 and parts[-3] in ("lora_A", "lora_B", "lora_experts"):
                 group = f"adapter.{parts[-2]}"
             elif parts[0] in ("language_model", "lm_head"):
                 group = "decoder"
@@ -166,6 +174,7 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        output_aux_loss: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss where labels are given.
@@ -183,6 +192,7 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
                 far by default.
             labels: `[batch, length]`, -100 where nothing is learnt; at placeholders nothing is in any case.
             logits_to_keep: the last n positions, or positions as a tensor; 0 for all.
+            output_aux_loss: give `aux_loss`, how unevenly LoRA experts are used (see [`Usage`]); `loss` is without it.
         """
         if kwargs.get("adapter_names") is not None:
             self._no_global_adapter()
@@ -201,6 +211,7 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
             adapter_ids=adapter_ids,
             row_lengths=row_lengths,
             use_cache=use_cache,
+            output_aux_loss=output_aux_loss,
             **{key: value for key, value in kwargs.items() if key != "num_items_in_batch"},
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
@@ -212,12 +223,13 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
                 vocab_size=self.config.text_config.vocab_size,
                 num_items_in_batch=kwargs.get("num_items_in_batch"),
             )
-        return CausalLMOutputWithPast(
+        return RoutedCausalOutput(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            aux_loss=outputs.get("aux_loss"),
         )
 
     def _learnable(self, labels: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from mixlora.training.data.batches import BatchPlan, plan_batches
 from mixlora.training.data.collate import Example, Tokenizer, views_by_row
 from mixlora.training.data.media import Media
 from mixlora.training.data.rows import Row, RowError, read_rows
+from mixlora.training.expert_adapters import split_adapters
 from mixlora.training.recipe import find_recipe, load_recipe, nearest
 from mixlora.training.stages import Recipe, RecipeError, Stage
 from mixlora.training.steps import build_step
@@ -60,6 +61,7 @@ def _run(stage: Stage, recipe: Recipe, start: str, folder: Path, cache: Path, ca
     model = MixLoraForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
     processor = MixLoraProcessor.from_pretrained(start)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    split_adapters(model, stage, recipe.seed)
     select_parameters(model, stage.train)
     routing = dict(model.config.routing)
     model.config.routing = _checked_routing(stage, model.config)
@@ -195,12 +197,27 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _write(file, wanted)
         return
-    before = json.loads(file.read_text(encoding="utf-8"))
+    before = _with_defaults(json.loads(file.read_text(encoding="utf-8")))
     changed = [f"{key}: {before.get(key)!r} -> {wanted[key]!r}" for key in wanted if before.get(key) != wanted[key]]
     if changed:
         raise RecipeError(
             f"{folder} was begun with other settings ({'; '.join(changed)}): remove it, or name another output"
         )
+
+
+def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that were noted before a field was there, which the stage then had at its default."""
+    filled = dict(settings)
+    for entry in dataclasses.fields(Stage):
+        if entry.default_factory is dataclasses.MISSING:
+            default = entry.default
+        else:
+            default = entry.default_factory()
+        if dataclasses.is_dataclass(default):
+            filled[entry.name] = dataclasses.asdict(default) | filled.get(entry.name, {})  # type: ignore[arg-type]
+        elif default is not dataclasses.MISSING:
+            filled.setdefault(entry.name, default)
+    return filled
 
 
 def _write(path: Path, content: Any) -> None:

@@ -24,11 +24,13 @@ def recipe(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", sorted(PACKAGED.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_parse(path: Path) -> None:
-    stages = ["text", "vision_align", "vision_sft", "speech_align", "speech_sft", "vision_speech"]
-    if path.stem == "default":
-        stages.insert(1, "text_copy")
-    if path.stem == "speech_ctc":
-        stages = ["speech_align", "speech_copy", "speech_sft"]
+    default = ["vision_align", "vision_sft", "speech_align", "speech_sft", "vision_speech"]
+    stages = {
+        "default": ["text", "text_copy", *default],
+        "smoke": ["text", *default, "mimic", "preference"],
+        "speech_ctc": ["speech_align", "speech_copy", "speech_sft"],
+        "llava_mod": ["dense_mimic", "sparse_mimic", "preference"],
+    }[path.stem]
     assert [stage.name for stage in load_recipe(path).stages] == stages
     assert find_recipe(path.stem) == path
 
@@ -72,5 +74,5 @@ def test_faults_are_named(recipe: Path, override: str, message: str) -> None:
 
 
 def test_unknown_recipe_names_the_packaged_ones() -> None:
-    with pytest.raises(RecipeError, match="default, smoke"):
+    with pytest.raises(RecipeError, match="default, llava_mod, smoke"):
         find_recipe("nothing")
