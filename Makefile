@@ -34,7 +34,7 @@ chat: $(STAMP)
 default: $(STAMP)
 	@echo "==> fetching packages, preparing data, training the stages of training/recipes/default.yaml"
 	$(BIN)/python scripts/fetch.py
-	for step in convert_encoders prepare_text train_tokenizer prepare_pictures prepare_speech prepare_game prepare_pairs make_start; do \
+	for step in convert_encoders prepare_text train_tokenizer prepare_pictures prepare_speech prepare_game prepare_pairs prepare_preferences make_start; do \
 		$(BIN)/python scripts/$$step.py || exit 1; done
 	HF_HUB_OFFLINE=1 $(BIN)/mixlora train training/recipes/default.yaml --output build/train
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/export_default.py build/train/08-vision_speech mixlora/default
@@ -55,6 +55,7 @@ test-oldest:
 bench: $(STAMP)
 	$(BIN)/python benchmarks/mimic_loss.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/cached_teacher.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -337,11 +337,27 @@ Destination = Annotated[Path, typer.Argument(metavar="DST", help="A new or empty
 
 
 @app.command("convert")
-def convert_command(source: Source, destination: Destination) -> None:
-    """Turn Phi-4-Multimodal, in Microsoft's or transformers' layout, into a checkpoint of ours, tensor by tensor."""
-    from mixlora.checkpoints.convert import convert
+def convert_command(
+    source: Source,
+    destination: Destination,
+    experts: Annotated[int, typer.Option(help="Make every adapter so many copies of itself, with routers.")] = 0,
+    top_k: Annotated[int, typer.Option(help="With --experts: how many of them a token takes.")] = 2,
+    adapter: Annotated[list[str] | None, typer.Option(help="With --experts: only this adapter.")] = None,
+    seed: Annotated[int, typer.Option(help="With --experts: of the routers.")] = 0,
+) -> None:
+    """Turn Phi-4-Multimodal, in Microsoft's or transformers' layout, into a checkpoint of ours, tensor by tensor.
 
-    for name in convert(source, destination):
+    With --experts, SRC may also be one of ours; DST computes the same until its experts are trained.
+    """
+    if experts:
+        from mixlora.checkpoints.experts import convert_to_experts
+
+        unused = convert_to_experts(source, destination, experts, top_k, adapter, seed)
+    else:
+        from mixlora.checkpoints.convert import convert
+
+        unused = convert(source, destination)
+    for name in unused:
         print(f"not used: {name}", file=sys.stderr)
     print(f"wrote {destination}")
 

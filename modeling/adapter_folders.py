@@ -25,6 +25,33 @@ PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base as it is."""
 
 
+def check_there(config: Any, adapter: str) -> dict[str, Any]:
+    """The entry of an adapter.
+
+    Raises:
+        ValueError: no adapter of that name.
+    """
+    if adapter not in config.adapters:
+        raise ValueError(f"no adapter {adapter!r}; there are {list(config.adapters)}")
+    entry: dict[str, Any] = config.adapters[adapter]
+    return entry
+
+
+def check_dense(config: Any, adapter: str, what: str = "a PEFT folder") -> dict[str, Any]:
+    """The entry of an adapter without experts.
+
+    Raises:
+        ValueError: no adapter of that name, or it has experts, so that it is no pair of matrices.
+    """
+    spec = check_there(config, adapter)
+    if spec.get("experts"):
+        raise ValueError(
+            f"adapter {adapter!r} has {spec['experts']} experts, for which {what} has no place: "
+            "save_pretrained keeps them"
+        )
+    return spec
+
+
 def adapter_key(name: str, adapter: str) -> str:
     """Our name of an adapter's tensor -> PEFT's name in a folder."""
     return PREFIX + name.replace("model.language_model.", "model.", 1).replace(f".{adapter}.weight", ".weight")
@@ -34,10 +61,9 @@ def adapter_tensors(model: Model, adapter: str) -> dict[str, torch.nn.Parameter]
     """The parameters of an adapter under PEFT's names.
 
     Raises:
-        ValueError: no adapter of that name.
+        ValueError: no adapter of that name, or it has experts.
     """
-    if adapter not in model.config.adapters:
-        raise ValueError(f"no adapter {adapter!r}; there are {list(model.config.adapters)}")
+    check_dense(model.config, adapter)
     names = model.parameter_groups()[f"adapter.{adapter}"]
     return {adapter_key(name, adapter): model.get_parameter(name) for name in names}
 

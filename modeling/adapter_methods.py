@@ -5,8 +5,18 @@ from typing import Any
 
 import torch
 
-from .adapter_folders import adapter_tensors, by_pattern, check_config, check_new, load_adapter, save_adapter, spec_of
-from .configuration_mixlora import check_adapter, full_adapter
+from .adapter_folders import (
+    adapter_tensors,
+    by_pattern,
+    check_config,
+    check_dense,
+    check_new,
+    check_there,
+    load_adapter,
+    save_adapter,
+    spec_of,
+)
+from .configuration_mixlora import check_adapter, check_experts, full_adapter
 from .routed_lora import RoutedLinear
 
 
@@ -83,11 +93,34 @@ class AdapterMethods:
         """
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         for name in names:
-            adapter_tensors(self, name)
+            check_there(self.config, name)
         for name in names:
             for module in self._holders(name):
                 module.remove_adapter(name)
             del self.config.adapters[name]
+
+    def split_adapter(self, adapter_name: str, experts: int = 4, top_k: int = 2, seed: int = 0) -> None:
+        """Turns an adapter into experts: copies of its pairs, with a fresh router at each projection.
+
+        What the model computes stays the same until it is trained: whichever copies a token takes, they are equal and
+        their weights sum to 1 (LLaVA-MoD, arXiv 2408.15881, section 3.1).
+
+        Args:
+            experts: copies of each pair; top_k: how many of them a token takes.
+            seed: of the routers.
+
+        Raises:
+            ValueError: no adapter of that name, it has experts already, or numbers out of range.
+        """
+        spec = check_there(self.config, adapter_name)
+        check_experts(experts, top_k, f"adapter {adapter_name!r}")
+        if spec.get("experts"):
+            raise ValueError(f"adapter {adapter_name!r} has {spec['experts']} experts already")
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for module in self._holders(adapter_name):
+                module.split_adapter(adapter_name, experts, top_k)
+        self.config.adapters[adapter_name] = {**spec, "experts": experts, "top_k": top_k}
 
     def merge_adapter(self, adapter_name: str) -> None:
         """Folds an adapter into the decoder's weights, for serving one modality without the cost of its pairs.
@@ -96,9 +129,9 @@ class AdapterMethods:
         route to this one raise, and `save_pretrained` writes the merged decoder, with `config.merged_adapter`.
 
         Raises:
-            ValueError: no adapter of that name, or the decoder is quantized.
+            ValueError: no adapter of that name, it has experts, or the decoder is quantized.
         """
-        adapter_tensors(self, adapter_name)
+        check_dense(self.config, adapter_name, "the decoder")
         modules = self._holders(adapter_name)
         if any(not module.base_layer.weight.is_floating_point() for module in modules):
             raise ValueError(f"adapter {adapter_name!r} can't be merged: the decoder's weights are quantized")
@@ -109,4 +142,4 @@ class AdapterMethods:
         self.config.merged_adapter, self.config.base_model = adapter_name, None
 
     def _holders(self, adapter: str) -> list[RoutedLinear]:
-        return [m for m in self.model.language_model.projections().values() if adapter in m.lora_A]
+        return [m for m in self.model.language_model.projections().values() if m.holds(adapter)]

@@ -1,6 +1,6 @@
 """Towers, projectors, router and decoder: media encoded, spliced and decoded with a route."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from .configuration_mixlora import MixLoraConfig
 from .decoder import RoutedDecoder, RoutedPreTrainedModel
 from .idle import Idle, trained_adapters, whole_table
 from .long_attention import long_layout
+from .lora_experts import Usage
 from .masks import check_mask, count_positions
 from .projectors import Projector, SeparatorProjector, WhiteningProjector, compress_by_ctc, project_each, stack_frames
 from .rope_switch import keep, kept_layer, must_rebuild_all, replace_rows, stale_rows
@@ -36,6 +37,18 @@ class MediaOutput(ModelOutput):
 
     pooler_output: list[torch.Tensor] | None = None
     rows: list[int] | None = None
+
+
+@dataclass
+class RoutedOutput(BaseModelOutputWithPast):
+    """Hidden states, and where asked for:
+
+    Attributes:
+        aux_loss: how unevenly LoRA experts are used, a scalar, 1 where all are used alike; None where none acted. Of
+            several ranks that train, the mean is that of all rows.
+    """
+
+    aux_loss: torch.Tensor | None = None
 
 
 class MixLoraPreTrainedModel(RoutedPreTrainedModel):
@@ -108,7 +121,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
                 )
         for path, module in modules.items():
             if size := pair_size(spec, path):
-                module.add_adapter(name, *size, spec["dropout"])
+                module.add_adapter(name, *size, spec["dropout"], spec.get("experts", 0), spec.get("top_k", 0))
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.embed_tokens
@@ -357,6 +370,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
         row_lengths: torch.Tensor | None = None,
         use_cache: bool | None = None,
         cache: Cache | None = None,
+        output_aux_loss: bool | torch.Tensor = False,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states `[batch, length, width]`. Arguments as in [`MixLoraForConditionalGeneration.forward`]."""
@@ -388,6 +402,9 @@ class MixLoraModel(MixLoraPreTrainedModel):
         row_lengths = so_far if row_lengths is None else torch.maximum(row_lengths.to(so_far.device), so_far)
         if not torch.compiler.is_compiling():  # `generate` has done so before a compiled step
             self.rebuild_cache(past_key_values, attention_mask, row_lengths, adapter_ids)
+        rows = output_aux_loss if isinstance(output_aux_loss, torch.Tensor) else None
+        if rows is not None or output_aux_loss:
+            route = replace(route, usage=Usage.of(inputs_embeds, attention_mask, rows))
         outputs = self._decode(
             inputs_embeds, route, attention_mask, position_ids, past_key_values, row_lengths, **kwargs
         )
@@ -395,6 +412,8 @@ class MixLoraModel(MixLoraPreTrainedModel):
         if past_key_values is not None and rotary.varies:
             layers = self.config.text_config.num_hidden_layers
             keep(past_key_values, layers, inputs_embeds, rotary.is_long(row_lengths))
+        if route.usage is not None:
+            outputs = RoutedOutput(**outputs, aux_loss=route.usage.close())
         return outputs
 
     def _decode(

@@ -11,7 +11,7 @@ from .phi4_config import from_phi4
 
 MODALITIES = ("text", "vision", "speech", "vision_speech")
 PHI4_ROUTING = {"text": None, "vision": "vision", "speech": "speech", "vision_speech": "vision"}
-ADAPTER_FIELDS = {"r", "alpha", "dropout", "target_modules", "rank_pattern", "alpha_pattern"}
+ADAPTER_FIELDS = {"r", "alpha", "dropout", "target_modules", "rank_pattern", "alpha_pattern", "experts", "top_k"}
 ROPE_MODES = ("by_length", "fixed_long")
 FOR_LONG_ROWS = ("long_context", "sparse_prefill")
 
@@ -30,6 +30,17 @@ def check_adapter(name: str, spec: dict[str, Any]) -> None:
     for rank in (spec.get("r"), *(spec.get("rank_pattern") or {}).values()):
         if not isinstance(rank, int) or rank < 1:
             raise ValueError(f"adapters[{name!r}]: r must be an integer above 0, got {rank!r}")
+    if "experts" in spec or "top_k" in spec:
+        check_experts(spec.get("experts"), spec.get("top_k"), f"adapters[{name!r}]")
+
+
+def check_experts(experts: Any, top_k: Any, where: str) -> None:
+    """Raises ValueError unless there are at least two experts, of which a token can take `top_k`."""
+    if not isinstance(experts, int) or not isinstance(top_k, int) or experts < 2 or not 1 <= top_k <= experts:
+        raise ValueError(
+            f"{where}: experts must be an integer above 1, and top_k one from 1 to experts, "
+            f"got {experts!r} and {top_k!r}"
+        )
 
 
 SPEECH_CONTEXT = {"layers": 4, "kernel_size": 7, "intermediate_size": 512, "dropout": 0.0}
@@ -156,7 +167,8 @@ class MixLoraConfig(PreTrainedConfig):
         speech_config: any transformers audio encoder (Whisper's included), or None.
         adapters: name -> `{"r", "alpha", "dropout", "target_modules"}`; alpha is r by default, and `target_modules`
             lists names of projections, or paths where only some layers have it (`layers.0.self_attn.q_proj`), all of
-            them by default. `rank_pattern` and `alpha_pattern` map names or paths to what differs there.
+            them by default. `rank_pattern` and `alpha_pattern` map names or paths to what differs there. With
+            `experts` and `top_k` it holds so many pairs at each projection, and a router picks `top_k` for each token.
         routing: modality of a row (text, vision, speech, vision_speech) -> adapter name, or None for the base alone;
             Phi-4-Multimodal's table by default. A row whose adapter is not loaded raises.
         image_token_id: placeholder that a picture's features replace, one placeholder a feature.

@@ -15,6 +15,7 @@ from .attention import RMSNorm, RoutedAttention
 from .cache_name import CACHE, given_cache
 from .configuration_mixlora import MixLoraTextConfig
 from .long_attention import LongAttention, Probe
+from .lora_experts import LoraExperts
 from .rope import RotaryEmbedding
 from .routed_lora import Route, RoutedLinear
 from .row_layout import RowLayout
@@ -133,6 +134,8 @@ class RoutedPreTrainedModel(PreTrainedModel):
         elif isinstance(module, RoutedLinear):
             for name in module.lora_B:
                 module.reset_adapter(name)
+        elif isinstance(module, LoraExperts):
+            module.reset()
 
 
 class RoutedDecoder(RoutedPreTrainedModel):

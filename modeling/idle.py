@@ -12,12 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .ranks import in_process_group
 from .routed_lora import RoutedLinear
-
-
-def in_process_group() -> bool:
-    """Whether this process is one of a group of `torch.distributed`."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _trains(parameters: Iterable[nn.Parameter]) -> bool:
@@ -40,15 +36,18 @@ def runs_everywhere(module: nn.Module) -> bool:
 
 
 def trained_adapters(decoder: nn.Module) -> set[str]:
-    """Names of a decoder's adapters that must act on all ranks; none outside of a process group."""
+    """Names of a decoder's adapters that must act on all ranks; none outside of a process group.
+
+    Those of experts are among them, trained or not: ranks count together how evenly experts are used.
+    """
     if not in_process_group():
         return set()
     return {
         name
         for projection in decoder.modules()
         if isinstance(projection, RoutedLinear)
-        for name in projection.lora_A
-        if _trains(part.weight for part in projection.pair(name))
+        for name in projection.scaling
+        if name in projection.lora_experts or _trains(part.weight for part in projection.pair(name))
     }
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ from .router import ModalityRouter
 
 IGNORED = -100  # no loss there, as everywhere in transformers
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+@dataclass
+class RoutedCausalOutput(CausalLMOutputWithPast):
+    """As in transformers, and `aux_loss`, see [`RoutedOutput`]."""
+
+    aux_loss: torch.Tensor | None = None
 
 
 class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, RoutedGenerationMixin):
@@ -146,7 +154,7 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
             parts = name.removeprefix("model.").split(".")
             if name.startswith(unused):
                 group = f"{parts[0]}.unused"
-            elif len(parts) > 2 and parts[-3] in ("lora_A", "lora_B"):
+            elif len(parts) > 2 and parts[-3] in ("lora_A", "lora_B", "lora_experts"):
                 group = f"adapter.{parts[-2]}"
             elif parts[0] in ("language_model", "lm_head"):
                 group = "decoder"
@@ -178,6 +186,7 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
         logits_to_keep: int | torch.Tensor = 0,
         cache: Cache | None = None,
         within: Callable[["MixLoraForConditionalGeneration"], Any] | None = None,
+        output_aux_loss: bool | torch.Tensor = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss where labels are given.
@@ -196,6 +205,8 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
                 far by default.
             labels: `[batch, length]`, -100 where nothing is learnt; at placeholders nothing is in any case.
             logits_to_keep: the last n positions, or positions as a tensor; 0 for all.
+            output_aux_loss: give `aux_loss`, how unevenly LoRA experts are used (see [`Usage`]); `loss` is without it.
+                A BoolTensor `[batch]` names the rows that count.
             within: what to do in place of all this, with this module: a training step that looks at other things than
                 logits. Wrappers such as DDP and FSDP see what is done inside a forward, and nothing else.
         """
@@ -218,6 +229,7 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
             adapter_ids=adapter_ids,
             row_lengths=row_lengths,
             use_cache=use_cache,
+            output_aux_loss=output_aux_loss,
             **{key: value for key, value in kwargs.items() if key != "num_items_in_batch"},
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
@@ -229,11 +241,12 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
                 vocab_size=self.config.text_config.vocab_size,
                 num_items_in_batch=kwargs.get("num_items_in_batch"),
             )
-        return CausalLMOutputWithPast(
+        return RoutedCausalOutput(
             loss=loss,
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            aux_loss=outputs.get("aux_loss"),
             **{CACHE: getattr(outputs, CACHE)},
         )
 

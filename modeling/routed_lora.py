@@ -5,11 +5,13 @@ which adapter acts, so checkpointing, threads, beams and exceptions cannot chang
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+
+from .lora_experts import LoraExperts, Usage
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,12 @@ class Route:
     Attributes:
         rows: `(adapter name, LongTensor of row indices)`; indices None means every row of the batch.
         masks: `(adapter name, BoolTensor [batch, 1, 1])`, the form made of tensor operations alone, for compiling.
+        usage: where given, adapters of experts tell it how evenly these are used.
     """
 
     rows: tuple[tuple[str, torch.Tensor | None], ...] = ()
     masks: tuple[tuple[str, torch.Tensor], ...] = ()
+    usage: Usage | None = field(default=None, compare=False)
 
     @classmethod
     def from_adapter_ids(
@@ -57,7 +61,7 @@ class Route:
     def to(self, device: torch.device | str) -> "Route":
         """The same route with its tensors on `device`."""
         rows = tuple((name, index if index is None else index.to(device)) for name, index in self.rows)
-        return Route(rows=rows, masks=tuple((name, mask.to(device)) for name, mask in self.masks))
+        return Route(rows, tuple((name, mask.to(device)) for name, mask in self.masks), self.usage)
 
     @property
     def names(self) -> set[str]:
@@ -89,7 +93,8 @@ def pair_size(spec: dict[str, Any], path: str) -> tuple[int, float] | None:
 class RoutedLinear(nn.Module):
     """`base_layer(x)` plus, on the rows of each adapter, `scaling * lora_B(lora_A(dropout(x)))`.
 
-    The base stays an ordinary submodule, so that a quantizer can replace it. Sub-module names are PEFT's.
+    The base stays an ordinary submodule, so that a quantizer can replace it. Sub-module names are PEFT's. An adapter
+    of experts has a [`LoraExperts`] in place of the pair.
     """
 
     def __init__(self, base_layer: nn.Linear):
@@ -97,6 +102,7 @@ class RoutedLinear(nn.Module):
         self.base_layer = base_layer
         self.lora_A = nn.ModuleDict()
         self.lora_B = nn.ModuleDict()
+        self.lora_experts = nn.ModuleDict()
         self.lora_dropout = nn.ModuleDict()
         self.scaling: dict[str, float] = {}
 
@@ -108,22 +114,36 @@ class RoutedLinear(nn.Module):
     def out_features(self) -> int:
         return self.base_layer.out_features
 
-    def add_adapter(self, name: str, r: int, alpha: float, dropout: float = 0.0) -> None:
-        """Adds a LoRA pair of rank `r`, scaled by `alpha / r`. It starts as zero: `lora_B` is zero-initialised."""
+    def holds(self, name: str) -> bool:
+        """Whether an adapter acts here."""
+        return name in self.scaling
+
+    def add_adapter(
+        self, name: str, r: int, alpha: float, dropout: float = 0.0, experts: int = 0, top_k: int = 0
+    ) -> None:
+        """Adds a LoRA pair of rank `r`, scaled by `alpha / r`. It starts as zero: `lora_B` is zero-initialised.
+
+        Where `experts` is given, it adds so many of them, of which each token takes `top_k`.
+        """
         weight = self.base_layer.weight
-        options: dict[str, Any] = {"bias": False, "device": weight.device}
+        options: dict[str, Any] = {"device": weight.device}
         if weight.dtype.is_floating_point:
             options["dtype"] = weight.dtype
-        self.lora_A[name] = nn.Linear(self.in_features, r, **options)
-        self.lora_B[name] = nn.Linear(r, self.out_features, **options)
         self.lora_dropout[name] = nn.Dropout(dropout) if dropout else nn.Identity()
         self.scaling[name] = alpha / r
+        if experts:
+            sizes = self.in_features, self.out_features
+            self.lora_experts[name] = LoraExperts(sizes, r, experts, top_k, alpha / r, **options)
+            return
+        self.lora_A[name] = nn.Linear(self.in_features, r, bias=False, **options)
+        self.lora_B[name] = nn.Linear(r, self.out_features, bias=False, **options)
         self.reset_adapter(name)
 
     def remove_adapter(self, name: str) -> None:
         """Drops an adapter."""
-        for part in (self.lora_A, self.lora_B, self.lora_dropout, self.scaling):
-            del part[name]
+        for part in (self.lora_A, self.lora_B, self.lora_experts, self.lora_dropout, self.scaling):
+            if name in part:
+                del part[name]
 
     def pair(self, name: str) -> tuple[nn.Linear, nn.Linear]:
         """`lora_A` and `lora_B` of an adapter."""
@@ -139,6 +159,17 @@ class RoutedLinear(nn.Module):
         nn.init.zeros_(up.weight)
 
     @torch.no_grad()
+    def split_adapter(self, name: str, experts: int, top_k: int) -> None:
+        """Makes a pair `experts` copies of itself with a fresh router; what it computes stays the same."""
+        down, up = (layer.weight for layer in self.pair(name))
+        options: dict[str, Any] = {"device": down.device, "dtype": down.dtype}
+        sizes = self.in_features, self.out_features
+        split = LoraExperts(sizes, len(down), experts, top_k, self.scaling[name], **options)
+        split.copy_pair(down, up)
+        del self.lora_A[name], self.lora_B[name]
+        self.lora_experts[name] = split
+
+    @torch.no_grad()
     def merge_adapter(self, name: str) -> None:
         """Adds `scaling * lora_B lora_A` to the base weight, summed in fp32 at least, and drops the adapter."""
         weight = self.base_layer.weight
@@ -148,22 +179,30 @@ class RoutedLinear(nn.Module):
         weight.copy_(weight.to(dtype) + delta)
         self.remove_adapter(name)
 
-    def delta(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """What adapter `name` adds for `x` `[rows, length, in]`: `[rows, length, out]`."""
+    def delta(
+        self, name: str, x: torch.Tensor, usage: Usage | None = None, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What adapter `name` adds for `x` `[rows, length, in]`: `[rows, length, out]`.
+
+        `usage` and `rows` are for experts, see [`Usage.add`].
+        """
+        if name in self.lora_experts:
+            return self.lora_experts[name](x, self.lora_dropout[name](x), usage, rows)
         return self.lora_B[name](self.lora_A[name](self.lora_dropout[name](x))) * self.scaling[name]
 
     def forward(self, x: torch.Tensor, route: Route) -> torch.Tensor:
         """`x` `[batch, length, in]` -> `[batch, length, out]`."""
         out = self.base_layer(x)
         for name, index in route.rows:
-            if name not in self.lora_A:
+            if not self.holds(name):
                 continue
             if index is None:
-                out = out + self.delta(name, x)
+                out = out + self.delta(name, x, route.usage)
             else:
-                out = out.index_add(0, index, self.delta(name, x.index_select(0, index)).to(out.dtype))
+                delta = self.delta(name, x.index_select(0, index), route.usage, index)
+                out = out.index_add(0, index, delta.to(out.dtype))
         for name, mask in route.masks:
-            if name in self.lora_A:
+            if self.holds(name):
                 # `where`, not a product with the mask: rows of the base keep their bits.
-                out = torch.where(mask, out + self.delta(name, x), out)
+                out = torch.where(mask, out + self.delta(name, x, route.usage, mask), out)
         return out

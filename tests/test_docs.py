@@ -18,12 +18,12 @@ from PIL import Image
 
 import mixlora
 from mixlora.cli import app, main
-from mixlora.training.stages import Augment, Mimic, Preference, Recipe, Source, Stage
+from mixlora.training.stages import Augment, Experts, Mimic, Preference, Recipe, Source, Stage
 from tests.training.training_fixtures import make_start
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
-RUN = [ROOT / "docs" / name for name in ("chat.md", "long_context.md", "model.md", "training.md")]
+RUN = [ROOT / "docs" / name for name in ("chat.md", "distillation.md", "long_context.md", "model.md", "training.md")]
 COMMAND = ".venv/bin/mixlora"
 
 
@@ -99,7 +99,9 @@ def test_commands_are_understood(path: Path) -> None:
             context = command.make_context(name, list(rest), parent=context)
 
 
-@pytest.mark.parametrize("kind", [Recipe, Stage, Source, Mimic, Preference, Augment], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [Recipe, Stage, Source, Mimic, Preference, Experts, Augment], ids=lambda kind: kind.__name__
+)
 def test_recipe_fields_are_those_of_the_code(kind: type) -> None:
     table = field_table(kind)
     shown = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")

@@ -75,5 +75,5 @@ def plan_stage(stage: Stage, model: Any, examples: Sequence[Example], batches: B
         tokens=sum(len(answer.ids) for answer in answers),
         learnt=sum(int((answer.labels != IGNORED).sum()) for answer in answers),
         largest=max(len(batch) * max(examples[place].size for place in batch) for batch in batches),
-        copies=sum(trained.values()) if stage.teacher == SELF else 0,
+        copies=sum(trained.values()) if stage.teacher == SELF and not stage.teacher_cache else 0,
     )

@@ -1,5 +1,6 @@
 """What a training is made of: a recipe of stages, their sources, and the settings of their objectives."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +8,7 @@ from mixlora.training.objectives import DIVERGENCES, PREFERENCES
 
 OBJECTIVES = ("sft", "mimic", "preference")
 CACHE_DTYPES = ("float32", "bfloat16", "float16")
+SAMPLERS = ("student", "teacher")
 SCHEDULES = ("cosine", "linear", "constant")
 NOISES = ("white", "pink", "babble")
 OPERATIONS = {
@@ -17,6 +19,21 @@ OPERATIONS = {
 
 class RecipeError(ValueError):
     """A recipe or an override that can't be run, with the place and what was expected there."""
+
+
+def cache_form(text: str) -> tuple[str, int]:
+    """Kind and number of a `teacher_cache`: a dtype or `log_probs` (0), `top` or `sample` with the tokens a position.
+
+    Raises:
+        RecipeError: none of these.
+    """
+    if text in (*CACHE_DTYPES, "log_probs"):
+        return text, 0
+    if match := re.fullmatch(r"(top|sample)([1-9]\d*)", text):
+        return match[1], int(match[2])
+    raise RecipeError(
+        f"teacher_cache {text!r} is not one of {', '.join(CACHE_DTYPES)}, log_probs, topN or sampleN, such as top64"
+    )
 
 
 @dataclass(frozen=True)
@@ -106,8 +123,19 @@ class Mimic:
     """Multiply by the squared temperature."""
     sft_weight: float = 0.0
     """Share of the loss that is cross entropy."""
+    on_policy: float = 0.0
+    """Share of batches whose answers are drawn anew, by `sampled_by`, in place of the data's."""
+    sampled_by: str = "student"
+    """student, or teacher (a checkpoint of ours)."""
+    max_new_tokens: int = 64
+    """An answer that is drawn is cut after so many tokens."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.on_policy <= 1 or self.sampled_by not in SAMPLERS or self.max_new_tokens < 1:
+            raise RecipeError(
+                f"mimic: on_policy {self.on_policy} is a share from 0 to 1, sampled_by {self.sampled_by!r} one of "
+                f"{', '.join(SAMPLERS)}, max_new_tokens {self.max_new_tokens} at least 1"
+            )
         if self.divergence not in DIVERGENCES:
             raise RecipeError(f"mimic: divergence {self.divergence!r} is not one of {', '.join(DIVERGENCES)}")
         if self.temperature <= 0:
@@ -130,18 +158,41 @@ class Preference:
     """Share of pairs taken to be the wrong way round; of sigmoid alone."""
     sft_weight: float = 0.0
     """Cross entropy of the chosen answers, times this, is added."""
+    mimic_weight: float = 0.0
+    """The divergence from the teacher on the chosen answers (forward_kl), times this, is added."""
     llavamod_compat: bool = False
     """kto_pair with gradients through its baseline, as LLaVA-MoD released it."""
 
     def __post_init__(self) -> None:
         if self.kind not in PREFERENCES:
             raise RecipeError(f"preference: kind {self.kind!r} is not one of {', '.join(PREFERENCES)}")
-        if self.beta <= 0 or self.sft_weight < 0:
-            raise RecipeError(f"preference: beta {self.beta} must be above 0, sft_weight {self.sft_weight} at least 0")
+        if self.beta <= 0 or min(self.sft_weight, self.mimic_weight) < 0:
+            raise RecipeError(
+                f"preference: beta {self.beta} must be above 0, sft_weight {self.sft_weight} and mimic_weight "
+                f"{self.mimic_weight} at least 0"
+            )
         if not 0 <= self.label_smoothing < 0.5 or (self.label_smoothing and self.kind != "sigmoid"):
             raise RecipeError(
                 f"preference: label_smoothing {self.label_smoothing} is below 0.5, and for sigmoid alone"
             )
+
+
+@dataclass(frozen=True)
+class Experts:
+    """LoRA experts of the adapters that a stage trains; see `model.split_adapter`."""
+
+    count: int = 0
+    """The trained adapters become so many copies of themselves first; 0 leaves them as they are."""
+    top_k: int = 2
+    """Of new experts: how many a token takes."""
+    balance_weight: float = 0.01
+    """Times this, how unevenly the experts are used is added to the loss; 1 is even, and one term a forward pass."""
+
+    def __post_init__(self) -> None:
+        if self.count and (self.count < 2 or not 1 <= self.top_k <= self.count):
+            raise RecipeError(f"experts: count {self.count} must be at least 2, top_k {self.top_k} from 1 to count")
+        if self.balance_weight < 0:
+            raise RecipeError(f"experts: balance_weight {self.balance_weight} must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -161,11 +212,13 @@ class Stage:
     teacher: str = ""
     """Checkpoint to mimic, or the reference of preferences; `self` is the model as the stage found it."""
     teacher_cache: str = ""
-    """float32, bfloat16 or float16: keep the teacher's hidden states on disk so; else it runs in every step."""
+    """float32, bfloat16, float16, topN, sampleN or log_probs: what is kept of it on disk; else it runs each step."""
     mimic: Mimic = field(default_factory=Mimic)
     """Settings of `objective: mimic`."""
     preference: Preference = field(default_factory=Preference)
     """Settings of `objective: preference`; without a `teacher` there is no reference."""
+    experts: Experts = field(default_factory=Experts)
+    """Dense adapters become LoRA experts, and the weight of their balance."""
     epochs: float = 0.0
     """Passes over the data; give this or `max_steps`."""
     max_steps: int = 0
@@ -233,10 +286,16 @@ class Stage:
             raise RecipeError(f"{where}: objective mimic needs a teacher, a checkpoint")
         if self.objective == "sft" and self.teacher:
             raise RecipeError(f"{where}: a teacher is of use to the objectives mimic and preference, not to sft")
-        if self.teacher_cache not in ("", *CACHE_DTYPES):
-            raise RecipeError(f"{where}: teacher_cache {self.teacher_cache!r} is not one of {', '.join(CACHE_DTYPES)}")
-        if self.teacher_cache and not self.teacher:
-            raise RecipeError(f"{where}: teacher_cache needs a teacher")
+        if self.teacher_cache:
+            self._check_cache(where)
+        if self.mimic.on_policy and (
+            self.teacher_cache or (self.mimic.sampled_by, self.teacher) == ("teacher", "self")
+        ):
+            raise RecipeError(
+                f"{where}: on_policy needs a teacher that runs, no teacher_cache; and `self` samples as the student"
+            )
+        if self.preference.mimic_weight and not self.teacher:
+            raise RecipeError(f"{where}: preference: mimic_weight needs a teacher")
         if self.objective != "sft" and self.ctc_weight:
             raise RecipeError(f"{where}: ctc_weight goes with objective sft, not with {self.objective}")
         if not 0 <= self.ctc_weight <= 1:
@@ -245,6 +304,19 @@ class Stage:
             raise RecipeError(f"{where}: mask_time {self.mask_time} is a share of the frames, from 0 to below 1")
         if not 0 <= self.warmup < 1:
             raise RecipeError(f"{where}: warmup {self.warmup} is a share of the steps, from 0 to below 1")
+
+    def _check_cache(self, where: str) -> None:
+        """Raises RecipeError where the stage can't learn from what it keeps of its teacher."""
+        try:
+            kind, count = cache_form(self.teacher_cache)
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {error}") from None
+        if not self.teacher:
+            raise RecipeError(f"{where}: teacher_cache needs a teacher")
+        if count and (self.objective != "mimic" or self.mimic.divergence != "forward_kl"):
+            raise RecipeError(f"{where}: teacher_cache {self.teacher_cache} goes with mimic by forward_kl alone")
+        if kind == "log_probs" and (self.objective != "preference" or self.preference.mimic_weight):
+            raise RecipeError(f"{where}: teacher_cache log_probs goes with preference alone, without mimic_weight")
 
 
 @dataclass(frozen=True)

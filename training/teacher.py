@@ -17,16 +17,23 @@ NOT_THE_STUDENTS = ("labels", "teacher_inputs", "teacher_states")
 
 
 class Teacher(Protocol):
-    """Final hidden states and the head that makes logits of them."""
+    """Final hidden states and the head that makes logits of them.
+
+    Attributes:
+        is_cut: whether the head's rows are but the first of the student's head.
+    """
 
     head: torch.Tensor
+    is_cut: bool
 
-    def hidden(self, inputs: dict[str, Any], teacher_inputs: dict[str, Any] | None = None) -> torch.Tensor:
+    def hidden(self, inputs: dict[str, Any], teacher_inputs: Any = None) -> torch.Tensor:
         """`[batch, length, width]` of a batch; `teacher_inputs` are its media for other towers than the student's."""
 
 
 class CheckpointTeacher:
     """A model of its own weights, frozen."""
+
+    is_cut = False
 
     def __init__(self, model: MixLoraForConditionalGeneration):
         self.model = model.eval().requires_grad_(False)
@@ -35,14 +42,22 @@ class CheckpointTeacher:
     @torch.no_grad()
     def hidden(self, inputs: dict[str, Any], teacher_inputs: dict[str, Any] | None = None) -> torch.Tensor:
         """See [`Teacher`]."""
-        if teacher_inputs is not None:
-            inputs = {name: value for name, value in inputs.items() if name not in MEDIA} | teacher_inputs
+        inputs = self.inputs(inputs, teacher_inputs)
         states: torch.Tensor = self.model.model(**inputs, use_cache=False).last_hidden_state
         return states
+
+    @staticmethod
+    def inputs(inputs: dict[str, Any], teacher_inputs: dict[str, Any] | None) -> dict[str, Any]:
+        """A batch with the media that the teacher's towers take."""
+        if teacher_inputs is None:
+            return inputs
+        return {name: value for name, value in inputs.items() if name not in MEDIA} | teacher_inputs
 
 
 class SelfTeacher:
     """The trained model itself with the values that its parameters have now: only those that change are copied."""
+
+    is_cut = False
 
     def __init__(self, model: MixLoraForConditionalGeneration):
         self.model = model
@@ -57,14 +72,25 @@ class SelfTeacher:
     @torch.no_grad()
     def hidden(self, inputs: dict[str, Any], teacher_inputs: dict[str, Any] | None = None) -> torch.Tensor:
         """See [`Teacher`]; the towers are the student's."""
-        with _evaluating(self.model):
+        with evaluating(self.model):
             outputs = functional_call(self.model.model, self.values, kwargs={**inputs, "use_cache": False})
         states: torch.Tensor = outputs.last_hidden_state
         return states
 
 
+class KeptTeacher:
+    """A teacher whose states are on disk: its head alone."""
+
+    def __init__(self, head: torch.Tensor, is_cut: bool = False):
+        self.head, self.is_cut = head, is_cut
+
+    def hidden(self, inputs: dict[str, Any], teacher_inputs: dict[str, Any] | None = None) -> torch.Tensor:
+        """Never asked for: a batch holds its states."""
+        raise RuntimeError("the teacher's states are on disk")
+
+
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Without dropout."""
     training = model.training
     model.eval()

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ from mixlora.training.data.batches import BatchPlan, plan_batches
 from mixlora.training.data.collate import Example, Tokenizer, views_by_row
 from mixlora.training.data.media import Media
 from mixlora.training.data.rows import Row, RowError, read_rows
+from mixlora.training.expert_adapters import split_adapters
 from mixlora.training.plan import StagePlan, plan_stage
 from mixlora.training.recipe import find_recipe, load_recipe, nearest
 from mixlora.training.stages import Recipe, RecipeError, Stage
@@ -63,16 +65,17 @@ def train(
 def plan_recipe(recipe: Path, overrides: list[str] | None = None) -> list[StagePlan]:
     """What each stage of a recipe would do; it is printed too. Nothing is trained, nothing written.
 
-    Every stage is planned on the checkpoint that the first one starts from: stages change no shapes.
+    Every stage is planned on the checkpoint that the first one starts from: stages change no shapes, except that they
+    make experts of adapters.
 
     Raises:
         RecipeError: a recipe that can't be run; RowError: a row that can't be used.
     """
     whole = load_recipe(find_recipe(recipe), overrides)
     plans = []
-    for stage in whole.stages:
+    for number, stage in enumerate(whole.stages):
         print(f"==> stage {stage.name}")
-        model, processor = _load(stage, whole.model)
+        model, processor = _load(stage, whole.model, whole.seed, before=whole.stages[:number])
         _checked_routing(stage, model.config)
         examples = _examples(stage, model, processor, Media(model, processor), cache=None)
         plans.append(plan_stage(stage, model, examples, _plan(stage, examples, whole.seed)))
@@ -104,7 +107,7 @@ def _run(
     stage: Stage, recipe: Recipe, start: str, folder: Path, cache: Path, shard: bool, cache_only: bool = False
 ) -> None:
     """One stage, from reading its start to writing its end, or up to what it reads from caches."""
-    model, processor = _load(stage, start)
+    model, processor = _load(stage, start, recipe.seed)
     routing = dict(model.config.routing)
     model.config.routing = _checked_routing(stage, model.config)
     copy_groups(model, stage.copy)
@@ -138,10 +141,12 @@ def _run(
     PartialState().wait_for_everyone()
 
 
-def _load(stage: Stage, start: str) -> tuple[Any, Any]:
-    """The stage's model, with its parameters selected, and its processor."""
+def _load(stage: Stage, start: str, seed: int, before: Sequence[Stage] = ()) -> tuple[Any, Any]:
+    """The stage's model, with its parameters selected, and its processor; stages `before` have made their experts."""
     model = MixLoraForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
     model.to(PartialState().device)
+    for each in (*before, stage):
+        split_adapters(model, each, seed)
     select_parameters(model, stage.train)
     return model, MixLoraProcessor.from_pretrained(start)
 
@@ -278,12 +283,27 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             _write(file, wanted)
         return
-    before = json.loads(file.read_text(encoding="utf-8"))
+    before = _with_defaults(json.loads(file.read_text(encoding="utf-8")))
     changed = [f"{key}: {before.get(key)!r} -> {wanted[key]!r}" for key in wanted if before.get(key) != wanted[key]]
     if changed:
         raise RecipeError(
             f"{folder} was begun with other settings ({'; '.join(changed)}): remove it, or name another output"
         )
+
+
+def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that were noted before a field was there, which the stage then had at its default."""
+    filled = dict(settings)
+    for entry in dataclasses.fields(Stage):
+        if entry.default_factory is dataclasses.MISSING:
+            default = entry.default
+        else:
+            default = entry.default_factory()
+        if dataclasses.is_dataclass(default):
+            filled[entry.name] = dataclasses.asdict(default) | filled.get(entry.name, {})  # type: ignore[arg-type]
+        elif default is not dataclasses.MISSING:
+            filled.setdefault(entry.name, default)
+    return filled
 
 
 def _write(path: Path, content: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mixlora.checkpoints.stored import Stored, read, read_file, write, write_file
-from mixlora.modeling.adapter_folders import WEIGHTS, pair_ranks, read_spec, write_config
+from mixlora.modeling.adapter_folders import WEIGHTS, check_dense, pair_ranks, read_spec, write_config
 from mixlora.modeling.configuration_mixlora import MixLoraConfig
 from mixlora.modeling.key_maps import KEY_MAPS, adapter_map, renamer
 from mixlora.modeling.phi4_checkpoint import ADAPTER_FOLDERS
@@ -171,8 +171,12 @@ def export_peft(source: str | Path, destination: str | Path) -> list[str]:
     """The adapters of a checkpoint of ours as PEFT folders, one a name; gives the names.
 
     Raises:
-        ValueError: it holds no adapter.
+        ValueError: it holds no adapter, or one with experts.
     """
+    if (Path(source) / "config.json").is_file():
+        config = MixLoraConfig.from_pretrained(str(source))
+        for adapter in config.adapters:
+            check_dense(config, adapter)
     source, destination = new_folder(source, destination)
     names = export_adapters(source, destination, "{}")
     if not names:
@@ -185,6 +189,7 @@ def export_adapters(source: Path, destination: Path, template: str) -> list[str]
     config = MixLoraConfig.from_pretrained(str(source))
     stored = read(source)
     for adapter, spec in config.adapters.items():
+        check_dense(config, adapter)
         tensors, _ = _renamed(stored, renamer(adapter_map(adapter), to_ours=False))
         folder = destination / template.format(adapter)
         folder.mkdir(parents=True)
@@ -197,6 +202,8 @@ def export_adapters(source: Path, destination: Path, template: str) -> list[str]
 def _export(source: str | Path, destination: str | Path, layout: str) -> None:
     """Weights, config and small files of a checkpoint of ours in another layout."""
     config = MixLoraConfig.from_pretrained(str(source))
+    for adapter in config.adapters:
+        check_dense(config, adapter, "this layout")
     theirs = to_phi4mm(config) if layout == "phi4mm" else to_native(config)
     source, destination = new_folder(source, destination)
     tensors, left = _renamed(read(source), renamer(KEY_MAPS[layout], to_ours=False))

@@ -89,11 +89,12 @@ def measure(model: Any, batch: dict[str, Any]) -> list[HeadBudget]:
     if spec is None:
         raise ValueError("measure: config.text_config.sparse_prefill is not set")
     probe = _probed(model, [batch], BudgetProbe(spec))
-    return [
-        HeadBudget(layer, head, budget, tried.recalls, tried.pairs / probe.dense[layer, head])
-        for (layer, head), heads in sorted(probe.heads.items())
-        for budget, tried in (heads or {None: Tried([1.0], probe.dense[layer, head])}).items()
-    ]
+    found = []
+    for (layer, head), tried in sorted(probe.heads.items()):
+        dense = probe.dense[layer, head]
+        budget, own = next(iter(tried.items()), (None, Tried([1.0], dense)))
+        found.append(HeadBudget(layer, head, budget, own.recalls, own.pairs / dense))
+    return found
 
 
 def _probed(model: Any, batches: Iterable[dict[str, Any]], probe: BudgetProbe) -> BudgetProbe:

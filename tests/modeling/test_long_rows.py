@@ -118,9 +118,10 @@ def test_one_row_decodes_over_every_border(length: int) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_it_is_plain_up_to_one_token_beyond_the_chunk(attention: str) -> None:
+@pytest.mark.parametrize("rope", [None, YARN, LONGROPE], ids=["plain", "yarn", "longrope"])
+def test_it_is_plain_up_to_one_token_beyond_the_chunk(attention: str, rope: dict[str, Any] | None) -> None:
     """And no further. Rows of one chunk keep their bits."""
-    plain, model = tiny_model(), chunked_model(attention=attention)
+    plain, model = tiny_model(text={"rope_parameters": rope}), chunked_model(attention=attention, rope_parameters=rope)
     plain.set_attn_implementation({"text_config": attention})
     batch = batch_inputs([text_row(length) for length in (STEP, 7)])
     assert torch.equal(model(**batch).logits, plain(**batch).logits)
@@ -220,6 +221,8 @@ def test_settings_are_saved_and_may_be_given_when_loading(tmp_path: Any) -> None
     wanted = chunked_model()(ids).logits
     assert torch.equal(model(ids).logits, wanted) and torch.equal(again(ids).logits, wanted)
     assert torch.equal(tiny_model(long_context=SPEC)(ids).logits, wanted)  # put into the decoder's config
+    blunt = tiny_model(long_context=SPEC | {"temperature": False})(ids).logits
+    assert torch.equal(blunt[:, : CHUNK + 1], wanted[:, : CHUNK + 1]) and not close(blunt, wanted)
     back = MixLoraForConditionalGeneration.from_pretrained(tmp_path / "chunked", long_context=None)
     assert torch.equal(back(ids).logits, plain(ids).logits)
     given = MixLoraForConditionalGeneration.from_pretrained(tmp_path / "plain", config=plain.config, long_context=SPEC)

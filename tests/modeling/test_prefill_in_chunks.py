@@ -93,6 +93,13 @@ def test_media_that_are_encoded_before_are_cut_too() -> None:
     assert torch.equal(found, wanted)
 
 
+def test_embeddings_are_not_cut() -> None:
+    model = tiny_model()
+    embeds = model.get_input_embeddings()(torch.tensor([text_row(9)["ids"]]))
+    with pytest.raises(ValueError, match="prefill_chunk_size needs input_ids"):
+        model.generate(inputs_embeds=embeds, adapter_ids=torch.tensor([-1]), prefill_chunk_size=3)
+
+
 class Largest(TorchDispatchMode):
     """The most elements of any tensor that is made."""
 

@@ -14,6 +14,7 @@ from mixlora.modeling.decoder import DecoderLayer
 from mixlora.training import train as entry
 from mixlora.training.data.batches import BatchPlan, RankShare
 from mixlora.training.stages import RecipeError
+from mixlora.training.steps import check_on_policy
 from mixlora.training.trainer import StageTrainer
 from tests.modeling.model_fixtures import tiny_model
 from tests.modeling.rank_fixtures import on_ranks
@@ -23,6 +24,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 NAME = "01-only"
 TRAINED = ["adapter.vision", "adapter.speech", "vision_projector", "speech_projector.speech"]
 PREFERENCE: dict[str, Any] = {"objective": "preference", "teacher": "self", "data": "pairs"}
+EXPERTS = {"count": 4, "top_k": 2, "balance_weight": 0.5}
 STAGES: dict[str, dict[str, Any]] = {
     "sft": {"train": TRAINED, "max_steps": 5, "rows_per_batch": 3, "gradient_accumulation": 2, "weight_decay": 0.1},
     "towers": {"train": [*TRAINED, "vision_tower", "speech_tower"], "rows_per_batch": 1, "max_steps": 4},
@@ -36,6 +38,16 @@ STAGES: dict[str, dict[str, Any]] = {
         "train": ["decoder"], **PREFERENCE, "rows_per_batch": 3, "preference": {"kind": "kto_pair", "beta": 0.5},
         "gradient_checkpointing": True,
     },
+    "sparse": {
+        "train": TRAINED, "objective": "mimic", "teacher": "other", "teacher_cache": "top8", "experts": EXPERTS,
+        "rows_per_batch": 3, "gradient_accumulation": 2, "gradient_checkpointing": True,
+    },
+    "held": {
+        "train": TRAINED, **PREFERENCE, "teacher": "other", "rows_per_batch": 1, "experts": EXPERTS,
+        "preference": {"mimic_weight": 0.5},
+    },
+    "heard": {"train": TRAINED, "data": "clips", "ctc_weight": 0.5, "experts": EXPERTS},
+    "log_probs": {"train": TRAINED, **PREFERENCE, "teacher_cache": "log_probs", "rows_per_batch": 1},
 }  # fmt: skip
 BEGUN = 3
 """Steps of a training that is broken off, behind its checkpoint of step 2."""
@@ -124,11 +136,11 @@ def together(
 
 def check(one: Path, two: Path, start: Path) -> None:
     """Two trainings are the same but for rounding."""
-    for figure in ("loss", "grad_norm", "rewards/margins"):
+    for figure in ("loss", "grad_norm", "rewards/margins", "balance"):
         assert log(two, figure) == pytest.approx(log(one, figure), rel=2e-4, abs=1e-6), figure
     before, first, second = (load_file(path / "model.safetensors") for path in (start, one / NAME, two / NAME))
     assert first.keys() == second.keys()
-    moved = torch.cat([(first[key] - before[key]).flatten() for key in first])
+    moved = torch.cat([(first[key] - before[key]).flatten() for key in first if key in before])  # new: experts
     apart = torch.cat([(first[key] - second[key]).flatten() for key in first])
     assert 0 < moved.norm() and apart.norm() < 0.01 * moved.norm()
 
@@ -167,6 +179,14 @@ def test_shipped_configs_are_those_of_accelerate(path: Path) -> None:
     if path.stem == "fsdp2":
         assert config.fsdp_config["fsdp_version"] == 2
         assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] == DecoderLayer.__name__
+
+
+def test_answers_are_drawn_in_one_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage: Any = type("", (), {"name": "only", "teacher": "self"})
+    check_on_policy(stage)
+    monkeypatch.setattr("mixlora.training.steps.PartialState", lambda: type("", (), {"num_processes": 2}))
+    with pytest.raises(RecipeError, match="on_policy draws answers in one process alone"):
+        check_on_policy(stage)
 
 
 def test_deepspeed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

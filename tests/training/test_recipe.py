@@ -24,10 +24,12 @@ def recipe(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", sorted(PACKAGED.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_parse(path: Path) -> None:
-    stages = ["text", "vision_align", "vision_sft", "speech_align", "speech_sft", "vision_speech"]
-    if path.stem == "default":
-        stages.insert(1, "text_copy")
-        stages.insert(5, "speech_copy")
+    default = ["vision_align", "vision_sft", "speech_align", "speech_sft", "vision_speech"]
+    stages = {
+        "default": ["text", "text_copy", *default[:3], "speech_copy", *default[3:]],
+        "smoke": ["text", *default, "mimic", "preference"],
+        "llava_mod": ["dense_mimic", "sparse_mimic", "preference"],
+    }[path.stem]
     assert [stage.name for stage in load_recipe(path).stages] == stages
     assert find_recipe(path.stem) == path
 
@@ -71,5 +73,5 @@ def test_faults_are_named(recipe: Path, override: str, message: str) -> None:
 
 
 def test_unknown_recipe_names_the_packaged_ones() -> None:
-    with pytest.raises(RecipeError, match="default, smoke"):
+    with pytest.raises(RecipeError, match="default, llava_mod, smoke"):
         find_recipe("nothing")

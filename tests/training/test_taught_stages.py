@@ -1,6 +1,5 @@
 """Stages that follow a teacher or learn preferences, on a tiny model."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.modeling.processing_mixlora import MixLoraProcessor
 from mixlora.training.data.collate import Collator, Tokenizer
 from mixlora.training.data.media import Media
@@ -18,67 +16,10 @@ from mixlora.training.objectives import preference_loss, response_mask
 from mixlora.training.stages import Mimic, Preference, RecipeError
 from mixlora.training.steps import MimicStep, PreferenceStep
 from mixlora.training.teacher import CheckpointTeacher, SelfTeacher, check_fit
-from mixlora.training.teacher_cache import cache_states
+from mixlora.training.teacher_cache import Form, cache_states
 from mixlora.training.train import train
-from tests.training.training_fixtures import make_start, write_recipe, write_rows
-
-TRAINED = ["adapter.vision", "adapter.speech", "vision_projector", "speech_projector.speech"]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> str:
-    return make_start(tmp_path / "start")
-
-
-@pytest.fixture
-def rows(tmp_path: Path) -> Path:
-    return write_rows(tmp_path)
-
-
-@pytest.fixture
-def pairs(rows: Path) -> Path:
-    """A preference of each conversation: text, picture, clip, and both."""
-    path = rows.with_name("pairs.jsonl")
-    chats = [json.loads(line)["messages"] for line in rows.read_text().splitlines()[1:]]
-    lines = [{"prompt": chat[:1], "chosen": chat[1]["content"], "rejected": "never and never"} for chat in chats]
-    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
-    return path
-
-
-def load(folder: str) -> MixLoraForConditionalGeneration:
-    return MixLoraForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-
-
-def louder(folder: str, to: Path) -> str:
-    """The same model with other adapters, projectors and decoder."""
-    model = load(folder)
-    torch.manual_seed(7)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "tower" not in name:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    model.save_pretrained(to)
-    MixLoraProcessor.from_pretrained(folder).save_pretrained(to)
-    return str(to)
-
-
-def batch(folder: str, path: Path) -> dict[str, Any]:
-    """All rows of a file in one batch, media as tensors."""
-    processor = MixLoraProcessor.from_pretrained(folder)
-    media = Media(load(folder), processor)
-    examples = Tokenizer(processor, media, 512)(read_rows(path))
-    return Collator(media, processor.tokenizer.pad_token_id)(examples)
-
-
-def log(folder: Path, name: str) -> list[float]:
-    return [point[name] for point in json.loads((folder / "log.json").read_text()) if name in point]
-
-
-def naive_log_probs(model: MixLoraForConditionalGeneration, inputs: dict[str, Any]) -> torch.Tensor:
-    """Summed log-probability of each row's labelled tokens, from all logits."""
-    rest = {name: value for name, value in inputs.items() if name != "labels"}
-    log_p, labels = model(**rest).logits[:, :-1].log_softmax(-1), inputs["labels"][:, 1:]
-    return (log_p.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1) * (labels != -100)).sum(-1)
+from tests.training.taught_fixtures import TRAINED, batch, load, log, louder, naive_log_probs
+from tests.training.training_fixtures import write_recipe
 
 
 def test_the_mimicked_loss_is_the_divergence_of_the_logits(tmp_path: Path, start: str, rows: Path) -> None:
@@ -259,12 +200,12 @@ def test_states_are_kept_apart_by_teacher_and_by_answer(tmp_path: Path, start: s
     examples = Tokenizer(processor, media, 512)(read_rows(pairs))
     collator = Collator(media, processor.tokenizer.pad_token_id)
     caches = [
-        cache_states(CheckpointTeacher(each), each, collator, examples, tmp_path / "cache", torch.float32)
+        cache_states(CheckpointTeacher(each), each, collator, examples, tmp_path / "cache", Form("states"))
         for each in (model, load(louder(start, tmp_path / "teacher")))
     ]
     assert caches[0].folder != caches[1].folder
     model.config.routing["text"] = "speech"  # other rows take an adapter: other states, of the same weights
-    routed = cache_states(CheckpointTeacher(model), model, collator, examples, tmp_path / "cache", torch.float32)
+    routed = cache_states(CheckpointTeacher(model), model, collator, examples, tmp_path / "cache", Form("states"))
     assert routed.folder != caches[0].folder
     model.config.routing["text"] = None
     chosen, rejected = examples[1], examples[1].rejected

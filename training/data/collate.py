@@ -1,7 +1,7 @@
 """Rows to token ids and labels, once; and examples to padded batches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class Example:
         weight: how often it is seen in an epoch.
         view: 0 for the row with its media as they are, more for views of them.
         rejected: of a preference, the example of the rejected answer; this one is of the chosen.
+        messages: the conversation that it is of, for teachers with a template of their own; None for plain text.
     """
 
     ids: torch.Tensor
@@ -36,6 +37,7 @@ class Example:
     weight: float = 1.0
     view: int = 0
     rejected: "Example | None" = None
+    messages: Any = field(default=None, compare=False)
 
     @property
     def size(self) -> int:
@@ -145,7 +147,7 @@ class Tokenizer:
             self.audio: [self.media.audio_tokens(item) for item in audio],
         }
         examples: list[Example] = []
-        for answer in (ids, rejected):
+        for answer, messages in ((ids, row.messages), (rejected, row.rejected)):
             if answer is None:
                 continue
             left = {token: iter(sizes) for token, sizes in counts.items()}
@@ -156,7 +158,7 @@ class Tokenizer:
             labels = self._labels(tensor, last_alone=rejected is not None)
             if not (labels != IGNORED).any():
                 raise RowError(f"{row.source}: the assistant says nothing to learn from")
-            examples.append(Example(tensor, labels, images, audio, weight, view))
+            examples.append(Example(tensor, labels, images, audio, weight, view, messages=messages))
         return examples[0] if rejected is None else replace(examples[0], rejected=examples[1])
 
     def _labels(self, ids: torch.Tensor, last_alone: bool = False) -> torch.Tensor:
@@ -204,11 +206,13 @@ class Collator:
 
     Attributes:
         states: where set, a teacher's hidden states by example, given as `teacher_states`, one tensor a row.
+        foreign: where set, makes `teacher_inputs` of the examples for a teacher of another class.
     """
 
     def __init__(self, media: Media, pad_token_id: int, teacher_media: Media | None = None):
         self.media, self.pad, self.teacher_media = media, pad_token_id, teacher_media
         self.states: Any = None
+        self.foreign: Any = None
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """`input_ids`, `attention_mask`, `labels` `[batch, length]`, and what `Media.inputs` gives."""
@@ -224,6 +228,8 @@ class Collator:
         inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels, **self.media.inputs(images, audio)}
         if self.states is not None:
             inputs["teacher_states"] = [self.states[example] for example in examples]
+        elif self.foreign is not None:
+            inputs["teacher_inputs"] = self.foreign(examples)
         elif self.teacher_media is not None:
             inputs["teacher_inputs"] = self.teacher_media.inputs(images, audio)
         return inputs

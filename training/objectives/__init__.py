@@ -2,7 +2,7 @@
 
 from mixlora.training.objectives.mimic import DIVERGENCES, mimic_loss
 from mixlora.training.objectives.preference import PREFERENCES, preference_loss, sequence_log_probs
-from mixlora.training.objectives.ranks import sum_over_ranks
+from mixlora.training.objectives.sparse import known_tokens, sparse_mimic_loss
 from mixlora.training.objectives.supervised import (
     IGNORED,
     ctc_loss,
@@ -18,11 +18,12 @@ __all__ = [
     "PREFERENCES",
     "ctc_loss",
     "ctc_targets",
+    "known_tokens",
     "mimic_loss",
     "next_token_loss",
     "preference_loss",
     "response_mask",
     "sequence_log_probs",
-    "sum_over_ranks",
+    "sparse_mimic_loss",
     "supervised_positions",
 ]

@@ -4,8 +4,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from mixlora.modeling.ranks import sum_over_ranks
 from mixlora.training.objectives.chunks import chunk_length
-from mixlora.training.objectives.ranks import sum_over_ranks
 
 PREFERENCES = ("sigmoid", "ipo", "hinge", "kto_pair")
 

@@ -1,0 +1,74 @@
+"""The step of `objective: sft`."""
+
+from typing import Any
+
+import torch
+
+from mixlora.modeling.idle import whole_table
+from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
+from mixlora.modeling.projectors import CTC_SHARPNESS
+from mixlora.modeling.ranks import in_process_group, sum_over_ranks
+from mixlora.training.expert_adapters import Balance
+from mixlora.training.objectives import ctc_loss, ctc_targets, next_token_loss, supervised_positions
+from mixlora.training.step_base import Inputs, NumItems, Outcome
+
+
+class SupervisedStep:
+    """Cross entropy of the labelled tokens, or in part CTC of the clips.
+
+    Args:
+        ctc_weight: share of the loss that is CTC.
+        pad, end: ids of the tokens of padding and of the end of an answer.
+        accumulation: batches of an optimizer step; CTC is averaged over them.
+        balance: of experts, added where the decoder runs.
+    """
+
+    def __init__(self, ctc_weight: float, pad: int, end: int, accumulation: int = 1, balance: Balance | None = None):
+        self.ctc_weight, self.pad, self.end, self.accumulation = ctc_weight, pad, end, accumulation
+        self.balance = balance or Balance()
+
+    def __call__(self, model: Any, inputs: Inputs, num_items: NumItems) -> Outcome:
+        """Logits are made only where a token is labelled."""
+        if not self.ctc_weight:
+            return self._cross_entropy(model, inputs, num_items, self.balance)
+        outcome: Outcome = model(within=lambda inner: self._with_ctc(inner, inputs, num_items))
+        return outcome
+
+    @staticmethod
+    def _cross_entropy(
+        model: Any, inputs: Inputs, num_items: NumItems, balance: Balance, weight: float = 1.0
+    ) -> Outcome:
+        """`weight` times the cross entropy, and the balance."""
+        positions, targets = supervised_positions(inputs["labels"])
+        rest = {name: value for name, value in inputs.items() if name != "labels"}
+        outputs = model(**rest, logits_to_keep=positions, **balance.wanted(inputs["labels"]))
+        return balance(weight * next_token_loss(outputs.logits, targets, num_items), outputs, {})
+
+    def _with_ctc(self, model: Any, inputs: Inputs, num_items: NumItems) -> Outcome:
+        heard = self._ctc(model, inputs, inputs["labels"])
+        alone = self.ctc_weight == 1
+        if alone and not in_process_group():
+            return heard, {}
+        # Of several ranks each runs the decoder even where it counts for nothing, since its gradients are exchanged.
+        balance = Balance() if alone else self.balance
+        loss, figures = self._cross_entropy(model.forward, inputs, num_items, balance, 1 - self.ctc_weight)
+        return loss + self.ctc_weight * heard, figures
+
+    def _ctc(self, model: MixLoraForConditionalGeneration, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
+        features = inputs.get("mm_encoder_outputs", {}).get("audio_features", [])
+        if "input_features" in inputs:
+            features = model.model.encode_speech(inputs["input_features"], inputs["input_features_mask"])
+        blank = model.config.speech_blank_token_id
+        said = sum(len(target) for target in ctc_targets(labels, self.end))
+        return (
+            ctc_loss(
+                model.model.project_speech([clip.to(model.device) for clip in features]),
+                labels,
+                whole_table(model.model.language_model.embed_tokens),
+                blank=self.pad if blank is None else blank,
+                end=self.end,
+                sharpness=CTC_SHARPNESS,
+                num_items=sum_over_ranks(torch.tensor(said, device=model.device)).clamp(min=1),
+            )
+            / self.accumulation
+        )
