@@ -2,36 +2,34 @@
 
 python benchmarks/serving.py [--rows 16] [--tokens 48] [--rounds 3] [--json FILE]
 
-Both answer the same rows of four modalities, all as long; media are encoded and prompts read within the time. The two
-take turns, and each round's figures are printed. The answers must be equal.
+Both answer the same rows of four modalities, all as long, from decoded files and tokens; towers, prompts and steps are
+within the time. The two take turns, and each round's figures are printed. The answers must be equal.
 """
 
 import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 MOST_APART = 0.01  # share of tokens; where the two likeliest are as good as equal, a batch of another shape may differ
 
 
-def generate(session: Any, rows: list[Any], tokens: int) -> list[list[int]]:
+def generate(session: Any, inputs: Any, tokens: int) -> list[list[int]]:
     """All rows in one batch that nobody joins."""
-    inputs = session._encode([[row.turn()] for row in rows])
     output = session.model.generate(**inputs, max_new_tokens=tokens)
     return output[:, inputs["input_ids"].shape[1] :].tolist()
 
 
-def engine(session: Any, rows: list[Any], tokens: int) -> list[list[int]]:
-    """All rows sent at once to a new engine that keeps no caches."""
-    from mixlora.serving.engine import Engine, Limits
+def engine(running: Any, prompts: list[Any], tokens: int) -> list[list[int]]:
+    """All rows sent at once."""
     from mixlora.serving.sampling import Sampling
 
-    with Engine(session.model, session.processor, Limits(rows=len(rows), waiting=len(rows), kept_tokens=0)) as running:
-        requests = [running.submit([row.turn()], Sampling(tokens)) for row in rows]
-        for request in requests:
-            request.wait()
+    requests = [running.submit(prompt, Sampling(tokens)) for prompt in prompts]
+    for request in requests:
+        request.wait()
     return [request.tokens for request in requests]
 
 
@@ -46,21 +44,30 @@ def main(argv: list[str] | None = None) -> None:
     from mixlora import default_checkpoint
     from mixlora.chat import ChatSession
     from mixlora.rows import read_questions
+    from mixlora.serving.engine import Engine, Limits
 
     session = ChatSession.from_pretrained(default_checkpoint())
     session.model.generation_config.eos_token_id = None  # every answer is as long as asked
     session.model.config.text_config.eos_token_id = None
     questions = read_questions(Path(default_checkpoint()) / "samples" / "rows.jsonl")
     rows = (questions * (args.rows // len(questions) + 1))[: args.rows]
+    turns = [[row.turn()] for row in rows]
+    inputs = session._encode(turns)
     speeds: dict[str, list[float]] = {"generate": [], "engine": []}
     answers: dict[str, list[list[int]]] = {}
     print(f"{'round':<8} {'generate':>10} {'engine':>10}   tokens/s, {args.rows} rows of {args.tokens} tokens")
-    for number in range(args.rounds):
-        for name, run in (("generate", generate), ("engine", engine)):
-            begun = time.perf_counter()
-            answers[name] = run(session, rows, args.tokens)
-            speeds[name].append(args.rows * args.tokens / (time.perf_counter() - begun))
-        print(f"{number + 1:<8} {speeds['generate'][-1]:>10.1f} {speeds['engine'][-1]:>10.1f}", flush=True)
+    with Engine(session.model, session.processor, Limits(args.rows, args.rows, kept_tokens=0)) as running:
+        prompts = [running.prepare(turn) for turn in turns]
+        ways: dict[str, Callable[[], list[list[int]]]] = {
+            "generate": lambda: generate(session, inputs, args.tokens),
+            "engine": lambda: engine(running, prompts, args.tokens),
+        }
+        for number in range(args.rounds):
+            for name, run in ways.items():
+                begun = time.perf_counter()
+                answers[name] = run()
+                speeds[name].append(args.rows * args.tokens / (time.perf_counter() - begun))
+            print(f"{number + 1:<8} {speeds['generate'][-1]:>10.1f} {speeds['engine'][-1]:>10.1f}", flush=True)
     pairs = zip(answers["generate"], answers["engine"], strict=True)
     apart = statistics.mean(a != b for left, right in pairs for a, b in zip(left, right, strict=True))
     if apart > MOST_APART:

@@ -92,9 +92,7 @@ class DemoChat:
         try:
             turns = conversation(history, message, self.folders, self.limits)
             return self.engine.submit(turns, sampling, user=visitor, timeout=self.limits.timeout)
-        except (QueueFullError, EngineClosedError) as error:
-            raise ChatError(str(error)) from error
-        except ValueError as error:
+        except (QueueFullError, EngineClosedError, ValueError) as error:
             raise ChatError(str(error)) from error
 
 
@@ -107,7 +105,7 @@ def conversation(
         ChatError: nothing is asked, or too much.
         MediaError: a file is not taken.
     """
-    asked = {"text": str(message.get("text") or ""), "files": list(message.get("files") or [])}
+    asked: dict[str, Any] = {"text": str(message.get("text") or ""), "files": list(message.get("files") or [])}
     if not asked["text"].strip() and not asked["files"]:
         raise ChatError("nothing is asked: type, add a picture, or speak")
     rounds = [(question, said) for question, said in _rounds(history) if said] + [(asked, "")]
@@ -132,7 +130,9 @@ def _rounds(history: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:
     rounds: list[tuple[dict[str, Any], str]] = []
     for entry in history:
         content = entry.get("content")
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+        parts: list[dict[str, Any]] = (
+            [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+        )
         text = "".join(part["text"] for part in parts if part.get("type") == "text")
         if entry.get("role") == "user":
             if not rounds or rounds[-1][1]:

@@ -48,14 +48,14 @@ def look_inside(request: Request, model: Any, processor: Any) -> Inside:
         ["it ended by", str(request.reason)],
     ]  # fmt: skip
     timing = request.timing
-    seconds = [
-        ["decoding files, tokenizing", timing.prepared],
-        ["waiting for a place", timing.queued],
-        ["towers and projectors", timing.encoded],
-        ["reading the question", timing.read],
-        ["answering", timing.answered],
-    ]
-    return Inside(pictures, facts, _places(ids, kinds), [[name, f"{value:.3f}"] for name, value in seconds])
+    seconds = {
+        "decoding files, tokenizing": timing.prepared,
+        "waiting for a place": timing.queued,
+        "towers and projectors": timing.encoded,
+        "reading the question": timing.read,
+        "answering": timing.answered,
+    }
+    return Inside(pictures, facts, _places(ids, kinds), [[name, f"{value:.3f}"] for name, value in seconds.items()])
 
 
 def badge(request: Request) -> str:

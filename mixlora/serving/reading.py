@@ -57,7 +57,8 @@ def _items(model: Any, ids: list[int], digests: dict[str, list[bytes]], media: d
     for kind in KINDS:
         places = [i for i, token in enumerate(ids) if token == token_ids[kind]]
         start = 0
-        for digest, features in zip(digests[kind], media[kind].pooler_output if kind in media else [], strict=True):
+        output = media[kind].pooler_output if kind in media else None
+        for digest, features in zip(digests[kind], output or [], strict=True):
             stop = start + len(features)
             items.append(Item(kind, digest, places[start], places[stop - 1] + 1))
             start = stop

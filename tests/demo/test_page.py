@@ -160,19 +160,6 @@ def test_text_a_picture_and_a_voice(visit: Callable[..., Page]) -> None:
         expect(page.get_by_role("gridcell", name=cell, exact=True)).to_be_visible(timeout=WAIT)
 
 
-def test_a_question_that_is_recorded(visit: Callable[..., Page]) -> None:
-    """The browser's microphone hears a real clip."""
-    page = visit()
-    page.get_by_role("button", name="Record audio").click()
-    page.get_by_role("button", name="Start recording").click()
-    page.wait_for_timeout(3000)
-    page.get_by_role("button", name="Stop recording").click()
-    page.get_by_role("button", name="Attach audio").click()
-    expect(page.get_by_role("button", name="Remove file")).to_have_count(1, timeout=WAIT)
-    box(page).press("Enter")
-    assert "speech · adapter speech · " in badges(page, 1)[0]
-
-
 def test_stop_frees_the_row(visit: Callable[..., Page], demo: Demo, endless: None) -> None:
     page = visit()
     page.get_by_role("button", name="Toggle Sidebar").click()

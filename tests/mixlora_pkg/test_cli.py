@@ -186,3 +186,14 @@ def test_the_embedded_model_answers_the_samples(capsys: pytest.CaptureFixture[st
     answers = json.loads((SAMPLES / "answers.json").read_text())
     wrong = [(text, right) for text, right in zip(texts, answers, strict=True) if exact(text, right) != (1, 1)]
     assert wrong == []
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixlora.cli.find_spec", lambda name: None)
+    assert "pip install 'mixlora-multimodal[serve]'" in error("serve")
+    assert "gradio" in (told := error("demo")) and "mixlora-multimodal[demo]" in told
+
+
+def test_what_is_wrong_with_a_page_is_said_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixlora.cli.find_spec", lambda name: object())
+    assert error("demo", "--auth", "anna", "--model", "nowhere") == "error: --auth is NAME:PASSWORD"
