@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessorList
 
 from .backbone import MediaOutput
 from .cache_name import CACHE, NAMES, given_cache
+from .ctc_prefix import CtcGuide, CtcPrefixScorer
 from .rope import RotaryEmbedding
 
 MEDIA = (
@@ -50,7 +51,11 @@ class RoutedGenerationMixin(GenerationMixin):
     def generate(
         self, inputs: torch.Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
     ) -> Any:
-        """As in transformers. The route is decided once, from the prompt, and media are encoded once."""
+        """As in transformers. The route is decided once, from the prompt, and media are encoded once.
+
+        `ctc_weight` is for this call what `speech_ctc_weight` of the config is by default.
+        """
+        ctc_weight = kwargs.pop("ctc_weight", self.config.speech_ctc_weight)
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         if generation_config is None:
             kwargs["suppress_tokens"] = self._suppressed(kwargs, self.generation_config)
@@ -69,12 +74,39 @@ class RoutedGenerationMixin(GenerationMixin):
             if seen and generation_config is not None and generation_config.is_assistant:
                 media = {}  # each draft is asked for with all media; they are in the cache since the first
             if encoded := self.model.encode_media(input_ids[:, seen:], **media, conversation_ids=input_ids):
-                kwargs["mm_encoder_outputs"] = encoded
+                guide = self.ctc_guide(input_ids, encoded.get("audio"), ctc_weight)
+                if guide is not None:
+                    kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), guide])
+                kwargs["mm_encoder_outputs"] = {
+                    kind: MediaOutput(pooler_output=output.pooler_output, rows=output.rows)
+                    for kind, output in encoded.items()
+                }
             mask = kwargs.get("attention_mask")
             if self.model.language_model.rotary_emb.varies and mask is not None and mask.dim() == 2:
                 # so that the first chunk of a long prompt already takes the long factors
                 kwargs.setdefault("row_lengths", mask.sum(-1))
         return super().generate(input_ids, generation_config, **kwargs)
+
+    def ctc_guide(self, input_ids: torch.Tensor, audio: MediaOutput | None, weight: float) -> CtcGuide | None:
+        """Follows, in each row whose last turn holds its only new clip and no picture, what CTC hears there.
+
+        Args:
+            input_ids: the whole prompt `[rows, length]`.
+            audio: what `encode_media` gives for its clips.
+            weight: share of CTC; at 0 there is no guide.
+        """
+        if not weight or audio is None or audio.heard is None or audio.rows is None:
+            return None
+        ends = self.generation_config.eos_token_id
+        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        table, blank = self.get_input_embeddings().weight, self.config.speech_blank_token_id
+        scorers: list[CtcPrefixScorer | None] = [None] * len(input_ids)
+        for row, clip in zip(audio.rows, audio.heard, strict=True):
+            last = int((input_ids[row] == self.config.audio_token_id).nonzero()[-1])
+            turns_since = sum(int((input_ids[row, last:] == end).sum()) for end in ends)
+            if clip is not None and audio.rows.count(row) == 1 and turns_since <= 1:
+                scorers[row] = CtcPrefixScorer(clip, table.to(clip.device), blank)
+        return CtcGuide(scorers, weight, input_ids.shape[1], ends) if any(scorers) else None
 
     def prepare_inputs_for_generation(
         self,
