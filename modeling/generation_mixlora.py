@@ -88,24 +88,32 @@ class RoutedGenerationMixin(GenerationMixin):
         return super().generate(input_ids, generation_config, **kwargs)
 
     def ctc_guide(self, input_ids: torch.Tensor, audio: MediaOutput | None, weight: float) -> CtcGuide | None:
-        """Follows, in each row whose last turn holds its only new clip and no picture, what CTC hears there.
+        """Follows what CTC hears in each row whose last turn holds one clip, and no turn a picture.
 
         Args:
             input_ids: the whole prompt `[rows, length]`.
-            audio: what `encode_media` gives for its clips.
+            audio: what `encode_media` gives for its clips, or for the last of them.
             weight: share of CTC; at 0 there is no guide.
         """
-        if not weight or audio is None or audio.heard is None or audio.rows is None:
+        if not weight or audio is None or not audio.heard:
             return None
+        assert audio.rows is not None and audio.pooler_output is not None
         ends = self.generation_config.eos_token_id
         ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
         table, blank = self.get_input_embeddings().weight, self.config.speech_blank_token_id
-        scorers: list[CtcPrefixScorer | None] = [None] * len(input_ids)
-        for row, clip in zip(audio.rows, audio.heard, strict=True):
-            last = int((input_ids[row] == self.config.audio_token_id).nonzero()[-1])
-            turns_since = sum(int((input_ids[row, last:] == end).sum()) for end in ends)
-            if clip is not None and audio.rows.count(row) == 1 and turns_since <= 1:
-                scorers[row] = CtcPrefixScorer(clip, table.to(clip.device), blank)
+        asked: list[list[torch.Tensor | None]] = [[] for _ in input_ids]  # the clips of each row's last turn
+        places = [(row == self.config.audio_token_id).nonzero().squeeze(1).tolist() for row in input_ids]
+        for row, clip, read in reversed(list(zip(audio.rows, audio.heard, audio.pooler_output, strict=True))):
+            last = places[row][-1]
+            del places[row][-len(read) :]
+            if sum(int((input_ids[row, last:] == end).sum()) for end in ends) <= 1:
+                asked[row].append(clip)
+        scorers = [
+            CtcPrefixScorer(clips[0], table.to(clips[0].device), blank)
+            if len(clips) == 1 and clips[0] is not None
+            else None
+            for clips in asked
+        ]
         return CtcGuide(scorers, weight, input_ids.shape[1], ends) if any(scorers) else None
 
     def prepare_inputs_for_generation(

@@ -109,6 +109,10 @@ def test_which_clips_are_followed() -> None:
     for ends, wanted in ((1, True), (2, False)):  # the clip's own turn ends; or an answer came since
         ids = torch.cat([speech["input_ids"], torch.full((1, ends), 9)], dim=1)
         assert followed(ids, speech) == [wanted]
+    turn, end = speech["input_ids"], torch.tensor([[9]])
+    talk = torch.cat([turn, end, turn[:, :2], end, turn, end], dim=1)  # a clip, an answer, and another clip
+    both = {name: torch.cat([speech[name]] * 2) for name in ("input_features", "input_features_mask")}
+    assert followed(talk, both) == [True]
 
 
 def test_the_weight_is_checked() -> None:
