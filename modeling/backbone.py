@@ -33,10 +33,12 @@ class MediaOutput(ModelOutput):
     Attributes:
         pooler_output: for each item, in order of appearance, `[tokens, width]`.
         rows: for each item the row that owns it.
+        heard: of clips that CTC is to read, the tokens `[tokens, width]` as they were projected; None for others.
     """
 
     pooler_output: list[torch.Tensor] | None = None
     rows: list[int] | None = None
+    heard: list[torch.Tensor | None] | None = None
 
 
 @dataclass
@@ -207,13 +209,16 @@ class MixLoraModel(MixLoraPreTrainedModel):
             features = self.encode_speech(input_features, input_features_mask)
         tokens = self.project_speech(features, beside_picture)
         blank = self.config.speech_blank_token_id
-        if blank is not None:
-            table = whole_table(self.language_model.embed_tokens)
-            tokens = [
-                clip if beside else compress_by_ctc(clip, table.to(clip.device), blank)
-                for clip, beside in zip(tokens, beside_picture or [False] * len(tokens), strict=True)
-            ]
-        return MediaOutput(pooler_output=tokens)
+        if blank is None:
+            return MediaOutput(pooler_output=tokens)
+        table = whole_table(self.language_model.embed_tokens)
+        heard = [
+            None if beside else clip
+            for clip, beside in zip(tokens, beside_picture or [False] * len(tokens), strict=True)
+        ]
+        read = [clip if clip is None else compress_by_ctc(clip, table.to(clip.device), blank) for clip in heard]
+        tokens = [clip if said is None else said for clip, said in zip(tokens, read, strict=True)]
+        return MediaOutput(pooler_output=tokens, heard=heard)
 
     def project_speech(
         self, features: list[torch.Tensor], beside_picture: list[bool] | None = None
@@ -299,7 +304,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
             if self.config.speech_blank_token_id is not None:
                 whole_table(self.language_model.embed_tokens)  # gathered beside the ranks that have clips
         if audio:
-            result["audio"] = MediaOutput(pooler_output=audio.pooler_output, rows=audio_rows)
+            result["audio"] = MediaOutput(pooler_output=audio.pooler_output, rows=audio_rows, heard=audio.heard)
         return result
 
     def _finished(

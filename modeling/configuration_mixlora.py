@@ -180,6 +180,8 @@ class MixLoraConfig(PreTrainedConfig):
         speech_stack: neighbouring encoder frames joined into one token.
         speech_blank_token_id: where given, a clip without a picture becomes what CTC hears in it, as embeddings of the
             decoder, and this token stands for silence (see `compress_by_ctc`); by default clips stay as projected.
+        speech_ctc_weight: share of what CTC hears in the choice of each token of an answer to a clip, in `generate`,
+            from 0 to below 1; for models that answer clips by what is said there. It needs `speech_blank_token_id`.
         speech_context: `{"layers", "kernel_size", "intermediate_size", "dropout"}` of convolution blocks that mix a
             clip's tokens before both speech projectors; `{}` takes the defaults, by default there are none.
         projector_hidden_size: width of the projectors' hidden layer; the decoder's width by default.
@@ -210,6 +212,7 @@ class MixLoraConfig(PreTrainedConfig):
     vision_feature_size: int | None = None
     speech_stack: int = 4
     speech_blank_token_id: int | None = None
+    speech_ctc_weight: int | float = 0.0
     speech_context: dict[str, Any] | None = None
     projector_hidden_size: int | None = None
     projector_norm: bool = True
@@ -246,7 +249,12 @@ class MixLoraConfig(PreTrainedConfig):
             self.text_config.validate_architecture()
 
     def validate_architecture(self):
-        """Raises ValueError for an unknown modality, an adapter that is not there, or a wrong adapter entry."""
+        """Raises ValueError for an unknown modality, an adapter that is not there, or a wrong entry."""
+        if not 0 <= self.speech_ctc_weight < 1 or (self.speech_ctc_weight and self.speech_blank_token_id is None):
+            raise ValueError(
+                f"speech_ctc_weight ({self.speech_ctc_weight}) goes from 0 to below 1, and above 0 with a "
+                "speech_blank_token_id"
+            )
         for modality, name in self.routing.items():
             if modality not in MODALITIES:
                 raise ValueError(f"routing: unknown modality {modality!r}, expected one of {MODALITIES}")

@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.masking_utils import create_masks_for_generate
 
 from .backbone import MediaOutput
 from .cache_name import CACHE, NAMES, given_cache
+from .ctc_prefix import CtcGuide, CtcPrefixScorer
 from .rope import RotaryEmbedding
 
 MEDIA = (
@@ -51,7 +52,11 @@ class RoutedGenerationMixin(GenerationMixin):
     def generate(
         self, inputs: torch.Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
     ) -> Any:
-        """As in transformers. The route is decided once, from the prompt, and media are encoded once."""
+        """As in transformers. The route is decided once, from the prompt, and media are encoded once.
+
+        `ctc_weight` is for this call what `speech_ctc_weight` of the config is by default.
+        """
+        ctc_weight = kwargs.pop("ctc_weight", self.config.speech_ctc_weight)
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         chunk = kwargs.get("prefill_chunk_size", (generation_config or self.generation_config).prefill_chunk_size)
         if chunk is not None and kwargs.get("inputs_embeds") is not None:
@@ -73,12 +78,47 @@ class RoutedGenerationMixin(GenerationMixin):
             if seen and generation_config is not None and generation_config.is_assistant:
                 media = {}  # each draft is asked for with all media; they are in the cache since the first
             if encoded := self.model.encode_media(input_ids[:, seen:], **media, conversation_ids=input_ids):
-                kwargs["mm_encoder_outputs"] = encoded
+                guide = self.ctc_guide(input_ids, encoded.get("audio"), ctc_weight)
+                if guide is not None:
+                    kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), guide])
+                kwargs["mm_encoder_outputs"] = {
+                    kind: MediaOutput(pooler_output=output.pooler_output, rows=output.rows)
+                    for kind, output in encoded.items()
+                }
             mask = kwargs.get("attention_mask")
             if self.model.language_model.rotary_emb.varies and mask is not None and mask.dim() == 2:
                 # so that the first chunk of a long prompt already takes the long factors
                 kwargs.setdefault("row_lengths", mask.sum(-1))
         return super().generate(input_ids, generation_config, **kwargs)
+
+    def ctc_guide(self, input_ids: torch.Tensor, audio: MediaOutput | None, weight: float) -> CtcGuide | None:
+        """Follows what CTC hears in each row whose last turn holds one clip, and no turn a picture.
+
+        Args:
+            input_ids: the whole prompt `[rows, length]`.
+            audio: what `encode_media` gives for its clips, or for the last of them.
+            weight: share of CTC; at 0 there is no guide.
+        """
+        if not weight or audio is None or not audio.heard:
+            return None
+        assert audio.rows is not None and audio.pooler_output is not None
+        ends = self.generation_config.eos_token_id
+        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        table, blank = self.get_input_embeddings().weight, self.config.speech_blank_token_id
+        asked: list[list[torch.Tensor | None]] = [[] for _ in input_ids]  # the clips of each row's last turn
+        places = [(row == self.config.audio_token_id).nonzero().squeeze(1).tolist() for row in input_ids]
+        for row, clip, read in reversed(list(zip(audio.rows, audio.heard, audio.pooler_output, strict=True))):
+            last = places[row][-1]
+            del places[row][-len(read) :]
+            if sum(int((input_ids[row, last:] == end).sum()) for end in ends) <= 1:
+                asked[row].append(clip)
+        scorers = [
+            CtcPrefixScorer(clips[0], table.to(clips[0].device), blank)
+            if len(clips) == 1 and clips[0] is not None
+            else None
+            for clips in asked
+        ]
+        return CtcGuide(scorers, weight, input_ids.shape[1], ends) if any(scorers) else None
 
     def prepare_inputs_for_generation(
         self,

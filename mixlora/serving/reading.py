@@ -43,6 +43,9 @@ class Prepared:
             }
             media = model.model.encode_media(ids, **inputs)
             request.items = _items(model, ids[0].tolist(), request.prompt.digests, media)
+            guide = model.ctc_guide(request.prompt.ids, media.get("audio"), model.config.speech_ctc_weight)
+            if guide is not None and request.chooser is not None:
+                request.chooser.follow(guide)
         if media:
             self.embeds = model.model.embed(ids.to(model.device), media)[:, self.past :]
         else:  # all media lie in the kept cache

@@ -1,11 +1,12 @@
 """How tokens of one row are chosen: its settings, and transformers' own processors made from them."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
-from transformers.generation import LogitsProcessorList
+from transformers.generation import LogitsProcessor, LogitsProcessorList
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,19 @@ class Chooser:
         model._prepare_special_tokens(config, device=model.device)
         eos = config._eos_token_tensor
         self.ends = frozenset() if eos is None else frozenset(eos.tolist())
-        self.processors: LogitsProcessorList = model._get_logits_processor(
-            config, input_ids_seq_length=prompt_length, device=model.device
+        self._make_processors = partial(
+            model._get_logits_processor, config, input_ids_seq_length=prompt_length, device=model.device
         )
+        self.processors: LogitsProcessorList = self._make_processors()
         self._generator = torch.Generator(model.device)
         if sampling.seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed(sampling.seed)
+
+    def follow(self, guide: LogitsProcessor) -> None:
+        """Chooses with what a clip is heard to say, as `generate` does by `speech_ctc_weight`."""
+        self.processors = self._make_processors(logits_processor=LogitsProcessorList([guide]))
 
     @property
     def plain(self) -> bool:

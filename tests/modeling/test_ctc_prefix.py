@@ -1,0 +1,121 @@
+"""Joint decoding: what CTC hears, mixed into the choice of each token."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
+
+from mixlora.modeling.ctc_prefix import UNHEARD, CtcGuide, CtcPrefixScorer
+from mixlora.modeling.projectors import CTC_SHARPNESS
+from tests.modeling.model_fixtures import ROWS, batch_inputs, row_inputs, tiny_model
+
+BLANK = 0
+SETTINGS = {"speech_blank_token_id": BLANK, "speech_ctc_weight": 0.5}
+
+
+def clip(frames: int, vocabulary: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """Projected tokens, and embeddings, of which each token's log-probabilities are known."""
+    torch.manual_seed(frames)
+    return torch.randn(frames, vocabulary) / CTC_SHARPNESS, torch.eye(vocabulary)
+
+
+def all_readings(tokens: torch.Tensor) -> dict[tuple[int, ...], float]:
+    """The probability of everything that a clip may say: the sum over all ways to place it."""
+    chances = (CTC_SHARPNESS * tokens).softmax(-1)
+    said: dict[tuple[int, ...], float] = {}
+    for path in itertools.product(range(chances.shape[1]), repeat=len(chances)):
+        text = tuple(token for token, _ in itertools.groupby(path) if token != BLANK)
+        chance = math.prod(float(chances[t, token]) for t, token in enumerate(path))
+        said[text] = said.get(text, 0.0) + chance
+    return said
+
+
+@pytest.mark.parametrize("prefix", [(), (2,), (2, 1), (2, 2), (3, 3, 1)])
+def test_it_equals_the_sum_over_all_ways_to_say_it(prefix: tuple[int, ...]) -> None:
+    tokens, table = clip(5)
+    said = all_readings(tokens)
+    total = sum(chance for text, chance in said.items() if text[: len(prefix)] == prefix)
+    scorer = CtcPrefixScorer(tokens, table, BLANK)
+    found = scorer(prefix)
+    assert found is not None
+    for token, chance in zip(scorer.candidates.tolist(), found[0].tolist(), strict=True):
+        wanted = sum(chance for text, chance in said.items() if text[: len(prefix) + 1] == (*prefix, token))
+        assert math.exp(chance) == pytest.approx(wanted / total, abs=1e-6)
+    assert math.exp(float(found[1])) == pytest.approx(said[prefix] / total, abs=1e-6)
+
+
+def test_what_cannot_have_been_said_gives_no_opinion() -> None:
+    tokens, table = clip(2)
+    scorer = CtcPrefixScorer(tokens, table, BLANK)
+    assert scorer((1, 1)) is None  # needs three tokens: said, silent, said
+    assert scorer((7,)) is None and scorer((7, 1)) is None
+
+
+def test_beams_follow_their_row_and_other_rows_keep_their_scores() -> None:
+    tokens, table = clip(4, vocabulary=6)
+    scorer = CtcPrefixScorer(tokens, table, BLANK)
+    guide = CtcGuide([None, scorer], 0.5, prompt_length=1, ends=[5])
+    ids, scores = torch.tensor([[9, 1], [9, 2], [9, 1], [9, 2]]), torch.randn(4, 6)
+    mixed = guide(ids, scores)
+    assert torch.equal(mixed[:2], scores[:2])
+    for row, prefix in ((2, (1,)), (3, (2,))):
+        heard = torch.full((6,), UNHEARD)
+        heard[scorer.candidates], heard[5] = scorer(prefix)
+        torch.testing.assert_close(mixed[row], 0.5 * scores[row].log_softmax(-1) + 0.5 * heard)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_row_in_a_batch_is_guided_as_alone(beams: int) -> None:
+    model = tiny_model(**SETTINGS)
+    rows = [row_inputs(kind) for kind in ROWS]
+    options = {"max_new_tokens": 5, "do_sample": False, "num_beams": beams}
+    together = model.generate(**batch_inputs(rows), **options)
+    for row, answer in zip(rows, together[:, -5:], strict=True):
+        assert torch.equal(model.generate(**batch_inputs([row]), **options)[0, -5:], answer)
+
+
+def test_a_weight_near_one_says_what_was_heard() -> None:
+    model = tiny_model(**SETTINGS)
+    inputs = batch_inputs([row_inputs("speech")])
+    features = model.model.encode_speech(inputs["input_features"], inputs["input_features_mask"])
+    scorer = CtcPrefixScorer(model.model.project_speech(features)[0], model.get_input_embeddings().weight, BLANK)
+    said: tuple[int, ...] = ()
+    for _ in range(3):
+        found = scorer(said)
+        assert found is not None
+        said = (*said, int(scorer.candidates[found[0].argmax()]))
+    answer = model.generate(**inputs, max_new_tokens=3, do_sample=False, ctc_weight=0.9999)
+    assert tuple(answer[0, -3:].tolist()) == said
+    plain = model.generate(**inputs, max_new_tokens=3, do_sample=False, ctc_weight=0)
+    assert not torch.equal(plain, answer)
+
+
+def test_which_clips_are_followed() -> None:
+    model = tiny_model(**SETTINGS)
+    model.generation_config.eos_token_id = 9
+
+    def followed(ids: torch.Tensor, inputs: dict) -> list[bool]:
+        media = {name: inputs[name] for name in inputs if name not in ("input_ids", "attention_mask")}
+        guide = model.ctc_guide(ids, model.model.encode_media(ids, **media).get("audio"), 0.5)
+        return [False] * len(ids) if guide is None else [scorer is not None for scorer in guide.scorers]
+
+    inputs = batch_inputs([row_inputs(kind) for kind in ROWS])
+    assert dict(zip(ROWS, followed(inputs["input_ids"], inputs), strict=True)) == {
+        "text": False, "image": False, "speech": True, "both": False, "two_clips": False,
+    }  # fmt: skip
+    speech = batch_inputs([row_inputs("speech")])
+    for ends, wanted in ((1, True), (2, False)):  # the clip's own turn ends; or an answer came since
+        ids = torch.cat([speech["input_ids"], torch.full((1, ends), 9)], dim=1)
+        assert followed(ids, speech) == [wanted]
+    turn, end = speech["input_ids"], torch.tensor([[9]])
+    talk = torch.cat([turn, end, turn[:, :2], end, turn, end], dim=1)  # a clip, an answer, and another clip
+    both = {name: torch.cat([speech[name]] * 2) for name in ("input_features", "input_features_mask")}
+    assert followed(talk, both) == [True]
+
+
+def test_the_weight_is_checked() -> None:
+    for wrong in ({"speech_ctc_weight": 1, "speech_blank_token_id": 0}, {"speech_ctc_weight": 0.5}):
+        with pytest.raises(StrictDataclassClassValidationError, match="speech_ctc_weight"):
+            tiny_model(**wrong)
