@@ -60,6 +60,17 @@ def test_each_answer_equals_its_alone_run(text: dict[str, Any], kept: int) -> No
         assert request.text == processor.tokenizer.decode(request.tokens, skip_special_tokens=True)
 
 
+def test_what_ctc_hears_shares_in_an_answer_as_in_generate() -> None:
+    model, processor = model_and_processor(speech_blank_token_id=0, speech_ctc_weight=0.9)
+    how = Sampling(max_new_tokens=6)
+    with Engine(model, processor, SMALL) as engine:
+        requests = [engine.submit(chat, how) for chat in conversations()]
+        answers = [request.wait() or request.tokens for request in requests]
+    assert answers == [alone(model, processor, chat, how) for chat in conversations()]
+    model.config.speech_ctc_weight = 0.0
+    assert answers != [alone(model, processor, chat, how) for chat in conversations()]
+
+
 @pytest.mark.parametrize(
     "sampling",
     [
