@@ -35,7 +35,7 @@ class CtcPrefixScorer:
         self._chances, self._silence = scores[:, self.candidates], scores[:, blank]
         # Of each beginning: log-probabilities `[tokens]` to have said just that, ending in its token and in silence.
         never = torch.full_like(self._silence, -torch.inf)
-        self._states = {(): (never, self._silence.cumsum(0))}
+        self._states: dict[Prefix, tuple[torch.Tensor, torch.Tensor]] = {(): (never, self._silence.cumsum(0))}
         self._extended: dict[Prefix, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(self, prefix: Prefix) -> tuple[torch.Tensor, torch.Tensor] | None:

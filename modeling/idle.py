@@ -16,7 +16,7 @@ from .ranks import in_process_group
 from .routed_lora import RoutedLinear
 
 
-def _trains(parameters: Iterable[nn.Parameter]) -> bool:
+def _trains(parameters: Iterable[torch.Tensor]) -> bool:
     """Whether gradients reach any of them; DeepSpeed's ZeRO-3 gathers frozen ones as well, module by module."""
     enabled = torch.is_grad_enabled()
     return any((enabled and parameter.requires_grad) or hasattr(parameter, "ds_id") for parameter in parameters)
@@ -92,7 +92,8 @@ class Idle:
         """Runs a `SpeechContext` on one token of zeros, and gives none of it: `[0, width]`; else `features`."""
         if context is None or not runs_everywhere(context):
             return features
-        weight = context.reduce.weight
+        reduce: Any = context.reduce
+        weight = reduce.weight
         token = torch.zeros(1, weight.shape[1], device=self.device, dtype=weight.dtype)
         nothing = context([token])[0][:0]
         self.zeros.append(nothing.sum())
@@ -104,7 +105,8 @@ class Idle:
             return
         if features is None:
             dtype = next(projector.parameters()).dtype
-            features = torch.zeros(0, projector.input_size, device=self.device, dtype=dtype)
+            size: Any = projector.input_size
+            features = torch.zeros(0, size, device=self.device, dtype=dtype)
         self.zeros.append(projector(features).sum())
 
     def added_to(self, embeddings: torch.Tensor) -> torch.Tensor:

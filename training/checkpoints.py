@@ -30,7 +30,8 @@ TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 def full_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """All tensors of a model, whole and on the CPU, however it is sharded; to be called by all ranks."""
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state: dict[str, Any] = get_model_state_dict(model, options=whole)
     for name, source in getattr(model, "all_tied_weights_keys", {}).items():
         if name in state:  # of the first rank alone
             state[name] = state[source]  # one tensor again, which is saved once

@@ -50,8 +50,10 @@ class PreferenceStep(TaughtStep):
             assert self.teacher is not None and theirs is not None
             apart = mimic_loss(states, self._head(model), theirs, self.teacher.head, answer, num_items=tokens)
             loss = loss + settings.mimic_weight * apart
-        gained = [settings.beta * (mine - other).detach() for mine, other in zip(policies, references, strict=True)]
-        return self.balance(loss / self.accumulation, outputs, self._figures(*gained, pairs))
+        chosen, rejected = (
+            settings.beta * (mine - other).detach() for mine, other in zip(policies, references, strict=True)
+        )
+        return self.balance(loss / self.accumulation, outputs, self._figures(chosen, rejected, pairs))
 
     def _reference(
         self, policy: torch.Tensor, theirs: torch.Tensor | None, targets: torch.Tensor, rows: torch.Tensor

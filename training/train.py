@@ -222,7 +222,8 @@ def fit_basis(model: MixLoraForConditionalGeneration) -> None:
     """Prepares the projector of clips for CTC, where it is of the kind that is read in a basis of its own."""
     projector = model.model.speech_projector["speech"]
     if isinstance(projector, WhiteningProjector):
-        projector.fit(model.get_input_embeddings().weight)
+        table: torch.Tensor = model.model.language_model.embed_tokens.weight
+        projector.fit(table)
 
 
 def _examples(stage: Stage, model: Any, processor: Any, media: Media, cache: Path | None) -> list[Example]:
