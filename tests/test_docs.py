@@ -39,7 +39,7 @@ def blocks(path: Path) -> list[tuple[str, str, str]]:
 
 def commands(language: str, content: str) -> Iterator[list[str]]:
     """The arguments of every `mixlora` command in a block."""
-    for line in content.splitlines() if language == "bash" else ():
+    for line in content.replace("\\\n", " ").splitlines() if language == "bash" else ():
         words = shlex.split(line, comments=True)
         if words[:1] == [COMMAND]:
             yield words[1:]

@@ -26,7 +26,7 @@ def recipe(tmp_path: Path) -> Path:
 def test_shipped_recipes_parse(path: Path) -> None:
     default = ["vision_align", "vision_sft", "speech_align", "speech_sft", "vision_speech"]
     stages = {
-        "default": ["text", "text_copy", *default[:3], "speech_copy", *default[3:]],
+        "default": ["text", "text_copy", *default[:3], "speech_copy", "speech_sft", "vision_polish", "vision_speech"],
         "smoke": ["text", *default, "mimic", "preference"],
         "llava_mod": ["dense_mimic", "sparse_mimic", "preference"],
     }[path.stem]
