@@ -24,9 +24,17 @@ def recipe(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", sorted(PACKAGED.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_parse(path: Path) -> None:
+    text, speech = ["text", "text_copy"], ["speech_copy", "speech_sft"]
+    pictures = ["vision_polish", "vision_speech", "vision_mix"]
     default = ["vision_align", "vision_sft", "speech_align", "speech_sft", "vision_speech"]
     stages = {
-        "default": ["text", "text_copy", *default[:3], "speech_copy", "speech_sft", "vision_polish", "vision_speech"],
+        "default": [*text, *default[:3], *speech, *pictures],
+            "speech_copy",
+            "speech_sft",
+            "vision_polish",
+            "vision_speech",
+            "vision_mix",
+        ],
         "smoke": ["text", *default, "mimic", "preference"],
         "llava_mod": ["dense_mimic", "sparse_mimic", "preference"],
     }[path.stem]
