@@ -29,12 +29,6 @@ def test_shipped_recipes_parse(path: Path) -> None:
     default = ["vision_align", "vision_sft", "speech_align", "speech_sft", "vision_speech"]
     stages = {
         "default": [*text, *default[:3], *speech, *pictures],
-            "speech_copy",
-            "speech_sft",
-            "vision_polish",
-            "vision_speech",
-            "vision_mix",
-        ],
         "smoke": ["text", *default, "mimic", "preference"],
         "llava_mod": ["dense_mimic", "sparse_mimic", "preference"],
     }[path.stem]
