@@ -124,7 +124,8 @@ def test_gradients_of_two_ranks_are_those_of_one_process(
     for found in of_ranks:
         assert found[f"{train}: {rows}"].keys() == set(names)
         for name, gradient in found[f"{train}: {rows}"].items():
-            assert (gradient - expected[name]).norm() <= 1e-9 * expected[name].norm(), name
+            # the bias of keys changes no softmax: its gradient is rounding alone
+            assert (gradient - expected[name]).norm() <= 1e-9 * expected[name].norm() + 1e-14, name
 
 
 @pytest.mark.parametrize("kind", [*VISION, "phi4 vision", *WINDOWED, *MASKED, "phi4 speech"])
