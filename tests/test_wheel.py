@@ -18,7 +18,7 @@ RUN = [sys.executable, "-c", "from mixlora.cli import main; main()"]
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the unpacked wheel, built from a copy so that the checkout stays as it is."""
     source, wheels, unpacked = (tmp_path_factory.mktemp(name) for name in ("source", "wheels", "site"))
-    for folder in ("mixlora", "modeling", "training"):
+    for folder in ("mixlora", "modeling", "training", "demo"):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
@@ -44,7 +44,7 @@ def test_wheel_puts_one_name_into_site_packages(site: Path) -> None:
 
 def test_wheel_holds_every_file(site: Path) -> None:
     """Every module, recipe and file of the checkpoint."""
-    for source, target in (("mixlora", ""), ("modeling", "modeling"), ("training", "training")):
+    for source, target in (("mixlora", ""), ("modeling", "modeling"), ("training", "training"), ("demo", "demo")):
         for file in (ROOT / source).rglob("*"):
             if file.is_file() and "__pycache__" not in file.parts and not file.name.startswith("."):
                 assert (site / "mixlora" / target / file.relative_to(ROOT / source)).is_file(), file
