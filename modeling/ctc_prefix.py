@@ -99,7 +99,7 @@ class CtcGuide(LogitsProcessor):
         scores = scores.clone()
         for row, said in enumerate(input_ids[:, self.prompt_length :].tolist()):
             scorer = self.scorers[row // copies]
-            found = None if scorer is None or set(said) & set(self.ends) else scorer(tuple(said))
+            found = None if scorer is None else scorer(tuple(said))
             if scorer is None or found is None:
                 continue
             heard = torch.full_like(scores[row], UNHEARD)
