@@ -17,6 +17,7 @@ from .idle import Idle, trained_adapters, whole_table
 from .long_attention import long_layout
 from .lora_experts import Usage
 from .masks import check_mask, count_positions
+from .packing import packing_of
 from .projectors import Projector, SeparatorProjector, WhiteningProjector, compress_by_ctc, project_each, stack_frames
 from .rope_switch import keep, kept_layer, must_rebuild_all, replace_rows, stale_rows
 from .routed_lora import Route, is_named, pair_size
@@ -356,7 +357,8 @@ class MixLoraModel(MixLoraPreTrainedModel):
         if torch.compiler.is_compiling():
             return Route.from_adapter_ids(adapter_ids, self.router.names, masked=True)
         everywhere = trained_adapters(self.language_model)
-        return Route.from_adapter_ids(adapter_ids, self.router.names, everywhere=everywhere)
+        length = 1 if input_ids is None else input_ids.shape[1]
+        return Route.from_adapter_ids(adapter_ids, self.router.names, everywhere=everywhere, length=length)
 
     def forward(
         self,
@@ -435,7 +437,12 @@ class MixLoraModel(MixLoraPreTrainedModel):
         kwargs["layout"] = long_layout(
             config, position_ids, attention_mask, past_key_values, always=kwargs.get("probe") is not None
         )
-        if kwargs["layout"] is None:
+        for asked in ("output_hidden_states", "output_attentions"):
+            kwargs.setdefault(asked, getattr(self.config, asked, False))
+        if kwargs["layout"] is None and not (kwargs["output_hidden_states"] or kwargs["output_attentions"]):
+            past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            kwargs["packing"] = packing_of(config, attention_mask, inputs_embeds.shape[1], past, route)
+        if kwargs["layout"] is None and kwargs.get("packing") is None:
             create_mask = create_causal_mask if config.sliding_window is None else create_sliding_window_causal_mask
             mask = create_mask(
                 config=config,
@@ -444,8 +451,6 @@ class MixLoraModel(MixLoraPreTrainedModel):
                 position_ids=position_ids,
                 **{CACHE: past_key_values},
             )
-        for asked in ("output_hidden_states", "output_attentions"):
-            kwargs.setdefault(asked, getattr(self.config, asked, False))
         return self.language_model(inputs_embeds, route, position_ids, mask, past_key_values, row_lengths, **kwargs)
 
     def rebuild_cache(
