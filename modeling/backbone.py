@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 from .cache_name import CACHE, given_cache
 from .configuration_mixlora import MixLoraConfig
 from .decoder import RoutedDecoder, RoutedPreTrainedModel
+from .growing_cache import growing
 from .idle import Idle, trained_adapters, whole_table
 from .long_attention import long_layout
 from .lora_experts import Usage
@@ -401,7 +402,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
         elif pixel_values is not None or input_features is not None or mm_encoder_outputs:
             raise ValueError("media need input_ids: with inputs_embeds the placeholders cannot be seen")
         if (self.config.text_config.use_cache if use_cache is None else use_cache) and past_key_values is None:
-            past_key_values = None if self.training else DynamicCache(config=self.config.text_config)
+            past_key_values = None if self.training else growing(DynamicCache(config=self.config.text_config))
         check_mask(attention_mask, position_ids, self.language_model.rotary_emb.varies)
         if position_ids is None:
             position_ids = count_positions(inputs_embeds, attention_mask, past_key_values)
