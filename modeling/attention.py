@@ -12,6 +12,7 @@ from .long_attention import LongAttention
 from .packing import Packing
 from .rope import apply_rotary
 from .routed_lora import Route, RoutedLinear
+from .row_windows import Windows
 
 
 class RMSNorm(nn.Module):
@@ -97,11 +98,15 @@ class RoutedAttention(nn.Module):
         past_key_values: Cache | None = None,
         long_attention: LongAttention | None = None,
         packing: Packing | None = None,
+        windows: Windows | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`hidden_states` `[batch, length, width]` -> the same shape, and the weights where the backend gives them.
 
         Where they are packed, `[tokens, 1, width]`, the cache is empty, and is filled with padding.
+
+        Args:
+            windows: columns of the cache that rows look at; `attention_mask` is `[batch, 1, length, cached]` then.
         """
         query, key, value = self.project(hidden_states, route)
         key = apply_rotary(key, *position_embeddings)
@@ -116,6 +121,18 @@ class RoutedAttention(nn.Module):
             output, weights = long_attention.attend(query, key, value, self.scaling, dropout, self.layer_idx)
             return self.o_proj(output.flatten(2), route), weights
         query = apply_rotary(query, *position_embeddings)
+        if windows is not None and attention_mask is not None:
+            parts = [
+                self._attend(
+                    query[rows],
+                    key[rows, :, start:],
+                    value[rows, :, start:],
+                    None if is_whole else attention_mask[rows, ..., start:],
+                    **kwargs,
+                )[0]
+                for rows, start, is_whole in windows
+            ]
+            return self.o_proj(torch.cat(parts).flatten(2), route), None
         output, weights = self._attend(query, key, value, attention_mask, **kwargs)
         return self.o_proj(output.flatten(2), route), weights
 

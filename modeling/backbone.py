@@ -23,6 +23,7 @@ from .projectors import Projector, SeparatorProjector, WhiteningProjector, compr
 from .rope_switch import keep, kept_layer, must_rebuild_all, replace_rows, stale_rows
 from .routed_lora import Route, is_named, pair_size
 from .router import ModalityRouter
+from .row_windows import windows_of
 from .speech_context import DepthwiseConv, SpeechContext
 from .splicing import cut_by_rows, owner_rows, splice
 from .towers import build_speech_tower, build_vision_tower
@@ -443,6 +444,9 @@ class MixLoraModel(MixLoraPreTrainedModel):
         if kwargs["layout"] is None and not (kwargs["output_hidden_states"] or kwargs["output_attentions"]):
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
             kwargs["packing"] = packing_of(config, attention_mask, inputs_embeds.shape[1], past, route)
+            if config.sliding_window is None:
+                backend = config._attn_implementation
+                kwargs["windows"] = windows_of(attention_mask, past_key_values, inputs_embeds.shape[1], backend)
         if kwargs["layout"] is None and kwargs.get("packing") is None:
             create_mask = create_causal_mask if config.sliding_window is None else create_sliding_window_causal_mask
             mask = create_mask(
