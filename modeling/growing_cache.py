@@ -38,9 +38,7 @@ class GrowingLayer(DynamicLayer):
         self._rooms = (None, None)
 
 
-def _appended(
-    held: torch.Tensor, room: torch.Tensor | None, new: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _appended(held: torch.Tensor, room: torch.Tensor | None, new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`held` and `new` behind it as one view, and the tensor that it is a view of: `room`, if it is still in use."""
     length = held.shape[-2] if held.numel() else 0
     stop = length + new.shape[-2]

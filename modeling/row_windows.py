@@ -24,7 +24,11 @@ def windows_of(attention_mask: Any, past_key_values: Cache | None, length: int, 
     """
     if length != 1 or backend != "sdpa" or past_key_values is None or torch.compiler.is_compiling():
         return None
-    if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2 or attention_mask.device.type != "cpu":
+    if (
+        not isinstance(attention_mask, torch.Tensor)
+        or attention_mask.dim() != 2
+        or attention_mask.device.type != "cpu"
+    ):
         return None
     columns = attention_mask.shape[1]
     if attention_mask.numel() < FEWEST or past_key_values.is_compileable:
