@@ -3,9 +3,9 @@
 python -m benchmarks.decode [--repeat 3] [--shapes full] [--quick] [--device cuda --dtype bfloat16] [--json FILE]
 
 All rows are answered greedily with the same number of tokens. Apart from each other are timed: the towers and
-projectors, reading the prompts, and decoding. `bare` is transformers' decoder without adapters on the same rows, in one
-call and in three, fewer steps: what one call gains where there is nothing to route. `--padded` adds our model with
-packing off.
+projectors, reading the prompts, and decoding. `bare` is transformers' decoder without adapters on the same rows, in
+one call and in three, fewer steps: what one call gains where there is nothing to route. `--padded` adds our model
+with packing off.
 """
 
 import time
@@ -21,7 +21,10 @@ PARTS = ("towers", "prefill", "decode")
 
 
 class Clock:
-    """Seconds of the parts of `generate`, of decoding those of a step: a stopping criterion that sees each step end, and hooks on what encodes."""
+    """Seconds of the parts of `generate`, of decoding those of a step.
+
+    It is a stopping criterion that sees each step end.
+    """
 
     def __init__(self, device: str):
         self.device = device
@@ -132,9 +135,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 way()
     times = {part: {name: [each[part] for each in found] for name, found in rounds.items()} for part in PARTS}
     middle = {part: measure.medians(each) for part, each in times.items()}
-    print(
-        f"{len(rows)} rows of {[len(row.ids) for row in rows]} tokens, {shapes.new_tokens} new ones; seconds, of decoding a step"
-    )
+    print(f"rows of {[len(row.ids) for row in rows]} tokens, {shapes.new_tokens} new ones; seconds, decode: a step")
     print(measure.table(("", *PARTS), [(name, *(middle[part][name] for part in PARTS)) for name in ways]))
     ratios = {part: measure.ratio(times[part], "peer, three calls", "ours") for part in PARTS}
     whole = {name: [sum(each[p] for p in PARTS[:2]) for each in found] for name, found in rounds.items()}

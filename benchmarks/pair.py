@@ -222,7 +222,7 @@ class Feeder:
 
 
 def check_agreement(pair: Pair, feeder: Feeder, rows: list[Row]) -> float:
-    """The largest difference of last logits, in their standard deviations, ours in one batch and the peer's row by row.
+    """The largest difference of last logits, in standard deviations: ours in one batch, the peer's row by row.
 
     Row by row the peer is right, but where no patch of a picture is masked: its tower then looks one way only.
 

@@ -279,7 +279,7 @@ class RoutedLinear(nn.Module):
 
 
 def _is_plain(layer: nn.Module, x: torch.Tensor) -> bool:
-    """Whether a linear layer is PyTorch's own, as it is, with its weight at hand in the dtype and on the device of x."""
+    """Whether a linear layer is PyTorch's own, as it is, with a weight of the dtype and on the device of `x`."""
     if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
         return False
     weight = layer.weight
