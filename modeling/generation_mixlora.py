@@ -4,13 +4,14 @@ import copy
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.masking_utils import create_masks_for_generate
 
 from .backbone import MediaOutput
 from .cache_name import CACHE, NAMES, given_cache
 from .ctc_prefix import CtcGuide, CtcPrefixScorer
+from .growing_cache import growing
 from .rope import RotaryEmbedding
 
 MEDIA = (
@@ -157,6 +158,15 @@ class RoutedGenerationMixin(GenerationMixin):
             **{CACHE: past_key_values},
             **kwargs,
         )
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """As in transformers; a cache that is made here, of the default kind, grows in place."""
+        is_given = model_kwargs.get(CACHE) is not None
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        if not is_given and isinstance(model_kwargs.get(CACHE), DynamicCache):
+            growing(model_kwargs[CACHE])
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: transformers packs all requests into one row there, but a route and rotary factors are a row's own.

@@ -9,7 +9,6 @@ from mixlora.training.objectives.supervised import (
     ctc_targets,
     next_token_loss,
     response_mask,
-    supervised_positions,
 )
 
 __all__ = [
@@ -25,5 +24,4 @@ __all__ = [
     "response_mask",
     "sequence_log_probs",
     "sparse_mimic_loss",
-    "supervised_positions",
 ]
