@@ -9,7 +9,7 @@ from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.modeling.projectors import CTC_SHARPNESS
 from mixlora.modeling.ranks import in_process_group, sum_over_ranks
 from mixlora.training.expert_adapters import Balance
-from mixlora.training.objectives import ctc_loss, ctc_targets, next_token_loss, supervised_positions
+from mixlora.training.objectives import IGNORED, ctc_loss, ctc_targets, next_token_losses, supervised_positions
 from mixlora.training.step_base import Inputs, NumItems, Outcome
 
 
@@ -38,11 +38,14 @@ class SupervisedStep:
     def _cross_entropy(
         model: Any, inputs: Inputs, num_items: NumItems, balance: Balance, weight: float = 1.0
     ) -> Outcome:
-        """`weight` times the cross entropy, and the balance."""
+        """`weight` times the cross entropy, and the balance. Of each row, `row_losses` has the sum and the tokens."""
         positions, targets = supervised_positions(inputs["labels"])
         rest = {name: value for name, value in inputs.items() if name != "labels"}
         outputs = model(**rest, logits_to_keep=positions, **balance.wanted(inputs["labels"]))
-        return balance(weight * next_token_loss(outputs.logits, targets, num_items), outputs, {})
+        losses, counted = next_token_losses(outputs.logits, targets), targets != IGNORED
+        loss = losses.sum() / (num_items if num_items is not None else counted.sum().clamp(min=1))
+        figures = {"row_losses": torch.stack([losses.detach().sum(1), counted.sum(1)], dim=1)}
+        return balance(weight * loss, outputs, figures)
 
     def _with_ctc(self, model: Any, inputs: Inputs, num_items: NumItems) -> Outcome:
         heard = self._ctc(model, inputs, inputs["labels"])
