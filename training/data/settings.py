@@ -19,7 +19,7 @@ class Source:
     path: str
     """A JSONL or Parquet file, a folder of such, or a data set's name; `recipe:FILE` lies beside the recipe."""
     weight: float = 1.0
-    """How often a row is seen in an epoch: 0.5 takes another half each time. With `streaming`, the share of its rows."""
+    """How often a row is seen in an epoch: 0.5 takes another half each time. With `streaming`, its share."""
     limit: int = 0
     """Only the first so many rows; 0 takes them all."""
     split: str = "train"
