@@ -9,7 +9,7 @@ from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.modeling.projectors import CTC_SHARPNESS
 from mixlora.modeling.ranks import in_process_group, sum_over_ranks
 from mixlora.training.expert_adapters import Balance
-from mixlora.training.objectives import ctc_loss, ctc_targets, next_token_loss, response_mask
+from mixlora.training.objectives import ctc_loss, ctc_targets, next_token_losses, response_mask
 from mixlora.training.step_base import Inputs, NumItems, Outcome
 
 
@@ -39,14 +39,20 @@ class SupervisedStep:
     def _cross_entropy(
         model: Any, inputs: Inputs, num_items: NumItems, balance: Balance, weight: float = 1.0
     ) -> Outcome:
-        """`weight` times the cross entropy, and the balance. Each row has logits where it is labelled itself."""
+        """`weight` times the cross entropy, and the balance. Each row has logits where it is labelled itself.
+
+        `row_losses` has the sum of each row's losses, and their number.
+        """
         labels = inputs["labels"]
         rest = {name: value for name, value in inputs.items() if name != "labels"}
         outputs = model.model(**rest, use_cache=False, **balance.wanted(labels))
         predicting = response_mask(labels)
         logits = model.lm_head(outputs.last_hidden_state[predicting])  # [labelled tokens, vocabulary]
-        targets = labels[:, 1:][predicting[:, :-1]]
-        return balance(weight * next_token_loss(logits[None], targets[None], num_items), outputs, {})
+        losses = next_token_losses(logits[None], labels[:, 1:][predicting[:, :-1]][None])[0]
+        loss = losses.sum() / (num_items if num_items is not None else max(len(losses), 1))
+        counted = predicting.sum(1)
+        sums = losses.new_zeros(len(labels)).index_add(0, predicting.nonzero()[:, 0], losses.detach())
+        return balance(weight * loss, outputs, {"row_losses": torch.stack([sums, counted.to(sums.dtype)], dim=1)})
 
     def _with_ctc(self, model: Any, inputs: Inputs, num_items: NumItems) -> Outcome:
         heard = self._ctc(model, inputs, inputs["labels"])

@@ -8,6 +8,7 @@ from mixlora.training.objectives.supervised import (
     ctc_loss,
     ctc_targets,
     next_token_loss,
+    next_token_losses,
     response_mask,
 )
 
@@ -20,6 +21,7 @@ __all__ = [
     "known_tokens",
     "mimic_loss",
     "next_token_loss",
+    "next_token_losses",
     "preference_loss",
     "response_mask",
     "sequence_log_probs",
