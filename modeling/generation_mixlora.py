@@ -11,6 +11,7 @@ from transformers.masking_utils import create_masks_for_generate
 from .backbone import MediaOutput
 from .cache_name import CACHE, NAMES, given_cache
 from .ctc_prefix import CtcGuide, CtcPrefixScorer
+from .quantized_cache import keep_rows_apart, settings_within_rows
 from .rope import RotaryEmbedding
 
 MEDIA = (
@@ -157,6 +158,17 @@ class RoutedGenerationMixin(GenerationMixin):
             **{CACHE: past_key_values},
             **kwargs,
         )
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in transformers, but a quantized cache keeps rows apart, see [`quantized_cache`]."""
+        head_dim = self.config.text_config.head_dim
+        if generation_config.cache_implementation == "quantized":
+            generation_config.cache_config = settings_within_rows(generation_config.cache_config, head_dim)
+        result = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        keep_rows_apart(model_kwargs.get(CACHE), head_dim)
+        return result
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: transformers packs all requests into one row there, but a route and rotary factors are a row's own.

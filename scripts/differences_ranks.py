@@ -118,7 +118,9 @@ def processes() -> Iterator[Path]:
         except ProcessExitedException as error:
             raise RuntimeError(f"the process is aborted ({error.signal_name or error.exit_code})") from error
         except torch.multiprocessing.ProcessRaisedException as error:
-            said = [line.partition("Error: ")[2] for line in str(error).splitlines() if re.match(r"[\w.]*Error: ", line)]
+            said = [
+                line.partition("Error: ")[2] for line in str(error).splitlines() if re.match(r"[\w.]*Error: ", line)
+            ]
             raise RuntimeError(said[-1] if said else str(error)) from error
 
 
