@@ -97,9 +97,7 @@ def test_groups_over_several_rows_are_refused() -> None:
     model, batch = tiny_model(), batch_inputs([row_inputs("text"), row_inputs("image")])
     with pytest.raises(ValueError, match="must not mix rows: with this backend pass axis_key=1, axis_value=1"):
         model.generate(**batch, **STEPS, **quantized("hqq", axis_key=0))
-    with pytest.raises(
-        ValueError, match="a q_group_size that divides 8, got axis_key=1, axis_value=1, q_group_size=64"
-    ):
+    with pytest.raises(ValueError, match="a q_group_size that divides 8, got .*, q_group_size=64"):
         model.generate(**batch, **STEPS, **quantized("hqq", q_group_size=64))
 
 
