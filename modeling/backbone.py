@@ -275,6 +275,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
         result: dict[str, MediaOutput] = {}
         image = self._finished(given.get("image"), input_ids, self.config.image_token_id)
         idle = Idle(self, input_ids.device) if idle is None else idle
+        idle.layers_behind()
         nothing = idle.tower("vision") if pixel_values is None else None
         if pixel_values is not None or given.get("image_features"):
             features = given.get("image_features")
