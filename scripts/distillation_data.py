@@ -8,18 +8,23 @@ import random
 from pathlib import Path
 from typing import Any
 
-from common import DATA, DIGIT_WORDS, EVAL, SEED, read_jsonl
-from prepare_hallucinations import object_question, preferred
+from common import DATA, DIGIT_WORDS, EVAL, SEED, plain, read_jsonl
+from prepare_hallucinations import object_question, preferred, word_questions
 
 TASKS = ("clothes", "digits", "spoken_digit", "seen_objects", "heard_words")
-MANY = {"clothes": 1500, "digits": 600, "spoken_digit": 180, "seen_objects": 1500, "heard_words": 720}
+MANY = {
+    "pictures": {"clothes": 1500, "digits": 600, "seen_objects": 1500},
+    "clips": {"spoken_digit": 180, "heard_digits": 360, "heard_words": 720},
+}
 """Rows of the teacher."""
-FEW = {"clothes": 80, "digits": 60, "spoken_digit": 40, "seen_objects": 80, "heard_words": 80}
+FEW = {"clothes": 80, "digits": 60, "seen_objects": 80, "spoken_digit": 40, "heard_digits": 60, "heard_words": 60}
 """Rows of a student, the first of the teacher's."""
-PAIRS = {"seen_objects": 160, "heard_words": 160}
-TESTED = {"clothes": 200, "digits": 150, "spoken_digit": 30, "seen_objects": 200}
+PAIRS = {"seen_objects": 160, "heard_digits": 60, "heard_words": 100}
+TESTED = {"clothes": 200, "digits": 150, "seen_objects": 200, "spoken_digit": 30, "heard_words": 164}
 ASKED = 4
-"""Questions about each held-out clip: two about its word, two about others."""
+"""Questions about each held-out clip of a digit: two about its word, two about others."""
+CLIPS, FEWEST_SIGNS = 250, 8
+"""Clips with words to ask for: those with the shortest texts, since a row costs what its clip is long."""
 STEPS = (10, 20, 30, 60)
 """Of the parts of a long mimicry, in batches of `PART_ROWS`."""
 PART_ROWS = {"clothes": 10, "digits": 6}
@@ -62,7 +67,7 @@ def word_rows(rows: list[dict[str, Any]], rng: random.Random) -> list[dict[str, 
     for index, row in enumerate(rng.sample(rows, len(rows))):
         said = DIGIT_WORDS[int(row["messages"][-1]["content"])]
         word = said if index % 2 == 0 else rng.choice([each for each in DIGIT_WORDS if each != said])
-        asked_for.append(asked(row, "heard_words", f'Does the voice say "{word}"?', "yes" if word == said else "no"))
+        asked_for.append(asked(row, "heard_digits", f'Does the voice say "{word}"?', "yes" if word == said else "no"))
     return asked_for
 
 
@@ -73,14 +78,20 @@ def training_rows() -> dict[str, list[dict[str, Any]]]:
     for rows in (clothes, digits, spoken):
         rng.shuffle(rows)
     shown = [(row, *object_question(row["messages"][-1]["content"], i, rng)) for i, row in enumerate(clothes)]
-    count = -(-(MANY["heard_words"] + PAIRS["heard_words"]) // len(spoken))
-    heard = [row for _ in range(count) for row in word_rows(spoken, rng)]
+    count = -(-(MANY["clips"]["heard_digits"] + PAIRS["heard_digits"]) // len(spoken))
+    digits_heard = [row for _ in range(count) for row in word_rows(spoken, rng)]
+    clips = [(plain(row["messages"][-1]["content"]), row) for row in read_jsonl(DATA / "transcribe.jsonl")]
+    clips = sorted((each for each in clips if len(each[0]) >= FEWEST_SIGNS), key=lambda each: len(each[0]))[:CLIPS]
+    count = MANY["clips"]["heard_words"] + PAIRS["heard_words"]
+    questions = word_questions([text for text, _ in clips], count, rng)
+    words_heard = [asked(clips[place][1], "heard_words", *question) for place, *question in questions]
     return {
         "clothes": clothes,
         "digits": digits,
         "spoken_digit": spoken,
         "seen_objects": [asked(row, "seen_objects", question, told) for row, question, told in shown],
-        "heard_words": heard,
+        "heard_digits": digits_heard,
+        "heard_words": words_heard,
     }
 
 
@@ -92,7 +103,7 @@ def put(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_all(folder: Path) -> None:
-    """Writes `many`, `few`, `pairs`, `test`, `weak`, `fixed` and `fresh_1` and so on, each `.jsonl`."""
+    """Writes `many_pictures`, `many_clips`, `few`, `pairs`, `test`, `weak`, `fixed` and `fresh_1` and so on, each `.jsonl`."""
     rows = training_rows()
 
     def chosen(counts: dict[str, int], begin: dict[str, int] | None = None) -> list[dict[str, Any]]:
@@ -100,9 +111,10 @@ def write_all(folder: Path) -> None:
         picked = [row for task, count in counts.items() for row in rows[task][starts[task] : starts[task] + count]]
         return [conversation(row, folder, DATA) for row in picked]
 
-    put(folder / "many.jsonl", chosen(MANY))
+    for kind, counts in MANY.items():
+        put(folder / f"many_{kind}.jsonl", chosen(counts))
     put(folder / "few.jsonl", chosen(FEW))
-    after = {"seen_objects": MANY["seen_objects"] - PAIRS["seen_objects"], "heard_words": MANY["heard_words"]}
+    after = MANY["clips"] | {"seen_objects": MANY["pictures"]["seen_objects"] - PAIRS["seen_objects"]}
     put(folder / "pairs.jsonl", [preferred(row) for row in chosen(PAIRS, after)])
     tested = [
         conversation(row, folder, EVAL)

@@ -89,16 +89,15 @@ class Study:
         if not (self.rows / "weak.jsonl").is_file():
             write_all(self.rows)
         write_starts(self.output / "starts", range(self.seeds))
+        rows = {"strong": ("many_clips", "many_pictures"), "weak": ("weak",)}
         for which, folder in self.teachers.items():
-            start, rows = ("teacher", "many") if which == "strong" else ("student-0", "weak")
-            if not (self.results / f"{which}_teacher.json").is_file():
-                began = time.process_time()
-                more = [] if which == "strong" else ["teacher.epochs=6"]
-                self._train("teacher", folder, [
-                    f"model={self.output / 'starts' / start}",
-                    f"teacher.data=[{{path: {self.rows / rows}.jsonl}}]", *more,
-                ])  # fmt: skip
-                self._note(f"{which}_teacher", [folder / "01-teacher"], began)
+            if (self.results / f"{which}_teacher.json").is_file():
+                continue
+            began, stages = time.process_time(), [f"{which}_{number + 1}" for number in range(len(rows[which]))]
+            data = [f"{s}.data=[{{path: {self.rows / r}.jsonl}}]" for s, r in zip(stages, rows[which], strict=True)]
+            start = self.output / "starts" / ("teacher" if which == "strong" else "student-0")
+            self._train("teacher", folder, [f"model={start}", f"stages=[{', '.join(stages)}]", *data])
+            self._note(f"{which}_teacher", [self._end(folder)], began)
 
     def run(self, run: Run) -> None:
         """Trains and measures, unless that was done before."""
@@ -109,7 +108,7 @@ class Study:
         began, folder = time.process_time(), self.output / "runs" / run.name
         model = self.output / "starts" / f"student-{run.seed}"
         if run.student:
-            model = next((self.output / "runs" / run.student).glob("01-*"))
+            model = self._end(self.output / "runs" / run.student)
         overrides = [f"model={model}", f"seed={run.seed}", f"stages=[{', '.join(run.stages)}]"]
         weak = run.recipe == "hacking"
         for number, stage in enumerate(run.stages):
@@ -118,12 +117,17 @@ class Study:
                 rows = f"fresh_{number + 1}"
             overrides.append(f"{stage}.data=[{{path: {self.rows / rows}.jsonl}}]")
             if stage != "sft":
-                overrides.append(f"{stage}.teacher={self.teachers['weak' if weak else 'strong'] / '01-teacher'}")
+                overrides.append(f"{stage}.teacher={self._end(self.teachers['weak' if weak else 'strong'])}")
         self._train(run.recipe, folder, overrides + list(run.settings))
         stages = [folder / f"{run.stages.index(s) + 1:02d}-{s}" for s in run.measured or run.stages[-1:]]
         self._note(run.name, stages, began, "weak" if weak else "strong")
         if not run.name.startswith("mimic_sft-dense"):  # where preferences start
             shutil.rmtree(folder)
+
+    @staticmethod
+    def _end(folder: Path) -> Path:
+        """The last stage of a run."""
+        return sorted(folder.glob("[0-9][0-9]-*"))[-1]
 
     def _train(self, recipe: str, folder: Path, overrides: list[str]) -> None:
         from mixlora.training.train import train
@@ -160,7 +164,7 @@ class Study:
 
     def _taught(self, which: str) -> Any:
         if which not in self._exams:
-            self._exams[which] = self._examination().taught_by(self.teachers[which] / "01-teacher")
+            self._exams[which] = self._examination().taught_by(self._end(self.teachers[which]))
         return self._exams[which]
 
 
