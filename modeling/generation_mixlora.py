@@ -163,7 +163,8 @@ class RoutedGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """As in transformers; a cache made here of the default kind grows in place, a quantized one keeps rows apart."""
+        """As in transformers; a cache made here grows in place if it is of the default kind; a quantized one keeps rows
+        apart."""
         head_dim, is_given = self.config.text_config.head_dim, model_kwargs.get(CACHE) is not None
         if generation_config.cache_implementation == "quantized":
             generation_config.cache_config = settings_within_rows(generation_config.cache_config, head_dim)
