@@ -67,6 +67,24 @@ def ratio(times: Mapping[str, list[float]], peer: str, ours: str) -> float:
     return statistics.median(a / b for a, b in zip(times[peer], times[ours], strict=True))
 
 
+def profile(way: Callable[[], Any], device: str = "cpu", most: int = 8) -> dict[str, float]:
+    """The operations that take the most time in one call, each with its share of all; the rest as `others`."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    cuda = device != "cpu"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profiler(activities=activities) as seen:
+        way()
+        wait(device)
+    field = "self_device_time_total" if cuda else "self_cpu_time_total"
+    times = {event.key: float(getattr(event, field)) for event in seen.key_averages()}
+    total = sum(times.values()) or 1.0
+    first = sorted(times, key=times.__getitem__, reverse=True)[:most]
+    shares = {name: times[name] / total for name in first}
+    return shares | {"others": 1 - sum(shares.values())}
+
+
 def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     """Rows in columns, numbers of three places."""
     shown = [tuple(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row) for row in (head, *rows)]

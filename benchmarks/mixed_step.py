@@ -96,7 +96,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     )
     for name, value in ratios.items():
         print(f"{name}: {value:.2f} x")
-    result = {"medians": middle, "adapters": adapters, "shares": shares, "ratios": ratios, "bound": bound(pair)}
+    profiles = {name: measure.profile(steps[name], args.device) for name in ("in order, ours", "in order, peer")}
+    result = {
+        "profiles": profiles,
+        "medians": middle,
+        "adapters": adapters,
+        "shares": shares,
+        "ratios": ratios,
+        "bound": bound(pair),
+    }
     return measure.finish("mixed_step", args, result)
 
 

@@ -5,7 +5,7 @@ python -m benchmarks.training_step [--repeat 3] [--shapes full] [--quick] [--dev
 
 Adapters and projectors learn; decoder and towers are frozen. Both make logits where a token is labelled, and nowhere
 else: forward and backward, without the optimizer. PEFT acts with one adapter at a time, so each modality is a batch of
-its own whose gradients add up. Ours must give the loss and gradients that the peer gives row by row, where it is right.
+its own, and gradients add up. Ours must give the loss and gradients of the peer row by row, where it is right.
 Peak memory, over what is there before, is that of a process of its own for each way.
 """
 
@@ -166,7 +166,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     print(measure.table(("peak over before", "MiB"), list(memory.items())))
     for name, value in ratios.items():
         print(f"{name}: {value:.2f} x")
-    result = {"medians": middle, "tokens_per_second": speeds, "peak_mib": memory, "ratios": ratios, "differ": apart}
+    profiles = {who: measure.profile(steps[who], args.device) for who in ("ours", "peer")}
+    result = {
+        "profiles": profiles,
+        "medians": middle,
+        "tokens_per_second": speeds,
+        "peak_mib": memory,
+        "ratios": ratios,
+        "differ": apart,
+    }
     return measure.finish("training_step", args, result)
 
 

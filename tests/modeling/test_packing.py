@@ -1,0 +1,123 @@
+"""Rows without their padding: the same answers and gradients, and a text row keeps its bits."""
+
+import pytest
+import torch
+
+from mixlora.modeling import packing
+from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
+from mixlora.modeling.packing import Packing
+from mixlora.modeling.routed_lora import Route
+from tests.modeling.model_fixtures import batch_inputs, row_inputs, tiny_model
+
+KINDS = ("text", "two_clips", "image", "text", "speech", "both")
+
+
+@pytest.fixture
+def eager_to_pack(monkeypatch):
+    """Packs wherever there is any padding."""
+    monkeypatch.setattr(packing, "SAVED", 1)
+    monkeypatch.setattr(packing, "SHARE", 0.0)
+
+
+def batch_of(side="left"):
+    return batch_inputs([row_inputs(kind, seed) for seed, kind in enumerate(KINDS)], side)
+
+
+def padded(monkeypatch):
+    monkeypatch.setattr(packing, "SAVED", 10**9)
+
+
+def real(logits, batch):
+    return logits[batch["attention_mask"].bool()]
+
+
+def test_what_it_is_made_of():
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1], [0, 0, 1]])
+    assert Packing.of(mask) is None, "there is little to gain"
+    big = torch.nn.functional.pad(mask, (200, 0))
+    found = Packing.of(big)
+    assert found.rows == (2, 0, 1) and found.lengths == (1, 2, 3)
+    assert found.index.tolist() == [2 * 203 + 202, 201, 202, 203 + 200, 203 + 201, 203 + 202]
+    x = torch.randn(3, 203, 2)
+    there_and_back = found.unpack(found.pack(x))
+    assert torch.equal(there_and_back, x * big[..., None])
+    assert Packing.of(torch.cat([big, torch.zeros_like(big[:1])])) is None, "a row of padding alone"
+
+
+def test_the_route_of_tokens():
+    mask = torch.nn.functional.pad(torch.tensor([[0, 1, 1], [1, 1, 1], [0, 0, 1], [1, 1, 1]]), (200, 0))
+    packed = Packing.of(mask)
+    route = Route(rows=(("a", slice(0, 1)), ("b", torch.tensor([1, 2]))))
+    assert packed.route(route).rows == (("a", slice(1, 3)), ("b", slice(0, 1)), ("b", slice(3, 6)))
+    everywhere = Route(rows=(("a", None),))
+    assert packed.route(everywhere) == everywhere
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("rope", ["default", "longrope"])
+def test_logits_are_those_of_the_padded_batch(monkeypatch, eager_to_pack, side, rope):
+    text = {}
+    if rope == "longrope":  # so that some rows take other factors than others
+        text = {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 20,
+                                    "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0]}}  # fmt: skip
+    model, batch = tiny_model(text=text), batch_of(side)
+    seen = []
+    attend = Packing.attend
+    monkeypatch.setattr(Packing, "attend", lambda *args: seen.append(1) or attend(*args))
+    found = model(**batch).logits
+    assert len(seen) == model.config.text_config.num_hidden_layers
+    padded(monkeypatch)
+    wanted = model(**batch).logits
+    assert len(seen) == model.config.text_config.num_hidden_layers
+    assert (real(found, batch) - real(wanted, batch)).abs().max() < 1e-4 * wanted.std()
+    for i, kind in enumerate(KINDS):
+        alone = model(**batch_inputs([row_inputs(kind, i)])).logits[0]
+        mine = found[i][batch["attention_mask"][i].bool()]
+        assert (mine - alone).abs().max() < 2e-4 * wanted.std(), kind
+
+
+@torch.no_grad()
+def test_a_text_row_keeps_its_bits(eager_to_pack):
+    model, batch = tiny_model(), batch_of()
+    base = model(**batch, adapter_ids=torch.full((len(KINDS),), -1)).logits
+    mixed = model(**batch).logits
+    for row, kind in enumerate(KINDS):
+        assert torch.equal(mixed[row], base[row]) == (kind == "text")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"cache_implementation": "static"}], ids=str)
+def test_generation_is_that_of_the_padded_batch(monkeypatch, eager_to_pack, options):
+    model, batch = tiny_model(), batch_of()
+    options |= {"max_new_tokens": 5, "do_sample": False, "disable_compile": True}
+    found = model.generate(**batch, **options)
+    padded(monkeypatch)
+    assert torch.equal(found, model.generate(**batch, **options))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_are_those_of_the_padded_batch(monkeypatch, eager_to_pack, checkpointing):
+    model, batch = tiny_model().train(), batch_of("right")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name or "projector" in name)
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    grads = []
+    for _ in range(2):
+        model.zero_grad()
+        model(**batch, labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)).loss.backward()
+        grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        padded(monkeypatch)
+    assert grads[0].keys() == grads[1].keys() and len(grads[0]) > 20
+    for name, grad in grads[1].items():
+        torch.testing.assert_close(grads[0][name], grad, rtol=1e-3, atol=1e-5 * float(grad.abs().max() + 1), msg=name)
+
+
+@torch.no_grad()
+def test_hidden_states_are_still_those_of_a_batch(eager_to_pack):
+    model: MixLoraForConditionalGeneration = tiny_model()
+    batch = batch_of()
+    outputs = model(**batch, output_hidden_states=True)
+    assert all(states.shape[:2] == batch["input_ids"].shape for states in outputs.hidden_states)
+    assert outputs.logits.shape[:2] == batch["input_ids"].shape
