@@ -413,7 +413,9 @@ def main(arguments: list[str] | None = None) -> Any:
     """The entry point: what a user can mend becomes one line on stderr and exit status 1."""
     try:
         return app(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and type(error).__name__ != "TrainingStopped":
+            raise
         sys.exit(f"error: {error}")
 
 

@@ -61,7 +61,14 @@ class StageTrainer(ResumableTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """This process's share of the batches, in their order."""
         loader = self.data.loader(self._collate, self.args.process_index, self.args.world_size)
-        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+        return prepare_data_loader(
+            loader,
+            self.args.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            dispatch_batches=False,  # else it would cut a stream's batches by their rows, media and all
+        )
 
     def _collate(self, examples: list[Example]) -> dict[str, Any]:
         """A batch, and of each of its rows the modality and the task."""
@@ -74,14 +81,11 @@ class StageTrainer(ResumableTrainer):
             decayed, parameters = set(self.get_decay_parameter_names(model)), dict(model.named_parameters())
             groups = []
             for group, names in self.groups.items():
-                for decay in (self.args.weight_decay, 0.0):
-                    chosen = [parameters[name] for name in names if (name in decayed) == bool(decay)]
-                    if not self.args.weight_decay:
-                        chosen = [parameters[name] for name in names]
+                for decays in (True, False):
+                    chosen = [parameters[name] for name in names if (name in decayed) == decays]
+                    decay = self.args.weight_decay if decays else 0.0
                     if chosen:
                         groups.append({"params": chosen, "lr": self.stage.rate_of(group), "weight_decay": decay})
-                    if not self.args.weight_decay:
-                        break
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = kind(groups, **settings)
         return self.optimizer
