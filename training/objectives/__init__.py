@@ -10,7 +10,6 @@ from mixlora.training.objectives.supervised import (
     next_token_loss,
     next_token_losses,
     response_mask,
-    supervised_positions,
 )
 
 __all__ = [
@@ -27,5 +26,4 @@ __all__ = [
     "response_mask",
     "sequence_log_probs",
     "sparse_mimic_loss",
-    "supervised_positions",
 ]

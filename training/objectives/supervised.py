@@ -97,17 +97,3 @@ def response_mask(labels: torch.Tensor, llavamod_compat: bool = False) -> torch.
     """
     labelled = labels != IGNORED
     return labelled if llavamod_compat else torch.nn.functional.pad(labelled[:, 1:], (0, 1))
-
-
-def supervised_positions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The positions whose next token counts in some row, so that logits are made there only.
-
-    Args:
-        labels: `[batch, length]`, -100 where a token is not to be predicted.
-
-    Returns:
-        LongTensor of positions `[positions]`, and their targets `[batch, positions]`.
-    """
-    shifted = labels[:, 1:]
-    positions = (shifted != IGNORED).any(dim=0).nonzero().squeeze(1)
-    return positions, shifted[:, positions]
