@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
+from mixlora.modeling.ranks import sum_over_ranks
 from mixlora.training.checkpoints import ResumableTrainer
 from mixlora.training.data.collate import Collator, Example
 from mixlora.training.ledger import Ledger, gradient_norms
@@ -155,7 +156,7 @@ class StageTrainer(ResumableTrainer):
 
     def running_state(self) -> dict[str, Any]:
         """What lies between two points of the log, and where the data stand; to be called by all ranks."""
-        loss = self._tr_loss if self.args.world_size == 1 else self._nested_gather(self._tr_loss.detach()).mean()
+        loss = sum_over_ranks(self._tr_loss) / self.args.world_size
         batches = self.state.global_step * self.args.gradient_accumulation_steps
         return {
             "loss": loss.item(),
