@@ -127,7 +127,7 @@ def test_checkout_is_what_is_imported() -> None:
 def test_package_data_is_there() -> None:
     assert (ROOT / "mixlora" / "py.typed").is_file()
     assert "default/**/*" in SETUPTOOLS["package-data"]["mixlora"]
-    assert "recipes/**/*.yaml" in SETUPTOOLS["package-data"]["mixlora.training"]
+    assert "recipes/**/*" in SETUPTOOLS["package-data"]["mixlora.training"]
     assert "*.jinja" in SETUPTOOLS["package-data"]["mixlora.evaluation"]
 
 

@@ -46,7 +46,8 @@ class Progress(TrainerCallback):
             f"{speed:,.0f} tokens/s  {left} left"
         )
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def close(self) -> None:
+        """Ends the bar, however the training ended."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -89,11 +89,14 @@ def panels(points: Sequence[Point]) -> dict[str, dict[str, list[tuple[int, float
 def draw(found: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> str:
     """The panels as SVG, three in a row."""
     import matplotlib
+    from cycler import cycler
     from matplotlib.figure import Figure
 
     columns = min(3, len(found))
     rows = -(-len(found) // columns)
-    with matplotlib.rc_context({"svg.hashsalt": "mixlora", "axes.prop_cycle": matplotlib.cycler(color=COLOURS)}):
+    with matplotlib.rc_context(
+        {"svg.hashsalt": "mixlora", "svg.fonttype": "none", "axes.prop_cycle": cycler(color=COLOURS)}
+    ):
         figure = Figure(figsize=(4.4 * columns, 3.2 * rows), layout="constrained")
         for number, (title, curves) in enumerate(found.items(), start=1):
             axes = figure.add_subplot(rows, columns, number)

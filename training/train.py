@@ -125,8 +125,8 @@ def _run(
     if cache_only:
         return
     check_room(folder, sum(each.numel() for each in model.parameters() if each.requires_grad))
-    checkpoints, on_signal = folder / "checkpoints", StopOnSignal()
-    callbacks: list[Any] = [Progress(PartialState().is_main_process), on_signal]
+    checkpoints, on_signal, progress = folder / "checkpoints", StopOnSignal(), Progress(PartialState().is_main_process)
+    callbacks: list[Any] = [progress, on_signal]
     if recipe.tensorboard:
         callbacks.append(Board(folder / "tensorboard"))
     args = training_arguments(stage, checkpoints, recipe.seed, shard)
@@ -138,7 +138,7 @@ def _run(
     if last:
         print(f"  going on from {last}")
         _go_on(trainer, data, Path(last))
-    with on_signal.listening():
+    with on_signal.listening(), contextlib.closing(progress):
         trainer.train(resume_from_checkpoint=last)
     if on_signal.stopped:
         raise TrainingStopped(

@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
+from mixlora.modeling.ranks import sum_over_ranks
 from mixlora.training.checkpoints import ResumableTrainer
 from mixlora.training.data.collate import Collator, Example
 from mixlora.training.ledger import Ledger, gradient_norms
@@ -61,7 +62,14 @@ class StageTrainer(ResumableTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """This process's share of the batches, in their order."""
         loader = self.data.loader(self._collate, self.args.process_index, self.args.world_size)
-        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+        return prepare_data_loader(
+            loader,
+            self.args.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            dispatch_batches=False,  # else it would cut a stream's batches by their rows, media and all
+        )
 
     def _collate(self, examples: list[Example]) -> dict[str, Any]:
         """A batch, and of each of its rows the modality and the task."""
@@ -74,14 +82,11 @@ class StageTrainer(ResumableTrainer):
             decayed, parameters = set(self.get_decay_parameter_names(model)), dict(model.named_parameters())
             groups = []
             for group, names in self.groups.items():
-                for decay in (self.args.weight_decay, 0.0):
-                    chosen = [parameters[name] for name in names if (name in decayed) == bool(decay)]
-                    if not self.args.weight_decay:
-                        chosen = [parameters[name] for name in names]
+                for decays in (True, False):
+                    chosen = [parameters[name] for name in names if (name in decayed) == decays]
+                    decay = self.args.weight_decay if decays else 0.0
                     if chosen:
                         groups.append({"params": chosen, "lr": self.stage.rate_of(group), "weight_decay": decay})
-                    if not self.args.weight_decay:
-                        break
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = kind(groups, **settings)
         return self.optimizer
@@ -151,7 +156,7 @@ class StageTrainer(ResumableTrainer):
 
     def running_state(self) -> dict[str, Any]:
         """What lies between two points of the log, and where the data stand; to be called by all ranks."""
-        loss = self._tr_loss if self.args.world_size == 1 else self._nested_gather(self._tr_loss.detach()).mean()
+        loss = sum_over_ranks(self._tr_loss) / self.args.world_size
         batches = self.state.global_step * self.args.gradient_accumulation_steps
         return {
             "loss": loss.item(),

@@ -189,11 +189,11 @@ def test_the_embedded_model_answers_the_samples(capsys: pytest.CaptureFixture[st
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixlora.cli.find_spec", lambda name: None)
+    monkeypatch.setattr("mixlora.commands.shared.find_spec", lambda name: None)
     assert "pip install 'mixlora-multimodal[serve]'" in error("serve")
     assert "gradio" in (told := error("demo")) and "mixlora-multimodal[demo]" in told
 
 
 def test_what_is_wrong_with_a_page_is_said_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixlora.cli.find_spec", lambda name: object())
+    monkeypatch.setattr("mixlora.commands.shared.find_spec", lambda name: object())
     assert error("demo", "--auth", "anna", "--model", "nowhere") == "error: --auth is NAME:PASSWORD"

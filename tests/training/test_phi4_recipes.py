@@ -37,8 +37,8 @@ def test_the_first_steps(tmp_path: Path, made: tuple[str, dict[str, Path]], name
     overrides = [f"model={start}"]
     for stage in recipe.stages:
         sources = ", ".join(f"{{path: {files[stage.objective]}, weight: {source.weight}}}" for source in stage.data)
-        changes = {"data": f"[{sources}]", "epochs": 0, "max_steps": 2, "tokens_per_batch": 600, "window": 8}
-        changes |= {"logging_steps": 1, "save_steps": 2} | ({"teacher": start} if stage.teacher else {})
+        changes = {"data": f"[{sources}]", "epochs": 0, "max_steps": 3, "tokens_per_batch": 2000, "window": 8}
+        changes |= {"logging_steps": 1, "save_steps": 3} | ({"teacher": start} if stage.teacher else {})
         overrides += [f"{stage.name}.{key}={value}" for key, value in changes.items()]
     train(Path(name), tmp_path, overrides)
     before = Path(start)
@@ -47,7 +47,7 @@ def test_the_first_steps(tmp_path: Path, made: tuple[str, dict[str, Path]], name
         folder = tmp_path / f"{number:02d}-{stage.name}"
         points = json.loads((folder / "log.json").read_text())
         losses = [point["loss"] for point in points if "loss" in point]
-        assert len(losses) == 2 and torch.tensor(losses).isfinite().all()
+        assert len(losses) == 3 and torch.tensor(losses).isfinite().all()
         weights = [load_file(path / "model.safetensors") for path in (before, folder)]
         changed = {key for key in weights[0] if not torch.equal(weights[0][key], weights[1][key])}
         assert changed and changed <= {key for group in stage.train for key in groups[group]}

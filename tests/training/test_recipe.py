@@ -68,7 +68,7 @@ def test_learning_rates_of_groups(recipe: Path) -> None:
     assert [loaded.stages[0].rate_of(group) for group in loaded.stages[0].train] == [2e-5, 1e-4]
     for rates, message in {
         "{decoder: 1e-4}": "no learning_rate for vision_projector; name it, or give a default",
-        "{default: 1e-4, decodr: 1}": "learning_rate of decodr, which this stage does not train; did you mean 'decoder'",
+        "{default: 1, decodr: 1}": "of decodr, which this stage does not train; did you mean 'decoder'",
         "{default: -1}": "learning_rate of default is -1.0, and must be above 0",
         "{default: fast}": "learning_rate: default: expected float, got 'fast'",
         "0": "must be above 0",

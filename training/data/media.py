@@ -129,7 +129,7 @@ class Media:
             elif files:
                 inputs |= read(files)
         if self.mask_time and "audio_features" in features:
-            generators = [torch.Generator().manual_seed(draw) for draw in draws] or [None] * len(audio)
+            generators: list[Any] = [torch.Generator().manual_seed(draw) for draw in draws] or [None] * len(audio)
             features["audio_features"] = [
                 mask_spans(clip, self.mask_time, generator)
                 for clip, generator in zip(features["audio_features"], generators, strict=True)

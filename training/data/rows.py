@@ -121,7 +121,7 @@ class _Media:
 
     @staticmethod
     def _column(raw: dict[str, Any], kind: str) -> list[Any]:
-        given = next((raw[name] for name in COLUMNS[kind] if name in raw), [])
+        given: Any = next((raw[name] for name in COLUMNS[kind] if name in raw), [])
         return list(given) if isinstance(given, list) else [given]
 
     def take(self, kind: str, part: dict[str, Any], where: str) -> None:

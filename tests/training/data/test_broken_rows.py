@@ -41,7 +41,7 @@ BROKEN: dict[str, tuple[Callable[[int], Any], str]] = {
     "no known key": (lambda i: {"txt": f"{i}"}, "expected an object with one of"),
     "two kinds": (lambda i: {"text": "x", **chat("?")}, "expected an object with one of"),
     "empty text": (lambda i: {"text": " " * i}, "text must be a string that is not empty"),
-    "half a character": (lambda i: '{"text": "\\ud83d %d"}' % i, "half a character"),
+    "half a character": (lambda i: json.dumps({"text": f"\ud83d {i}"}), "half a character"),
     "no messages": (lambda i: {"messages": []}, "must be a list that is not empty"),
     "an unknown role": (lambda i: {"messages": [{"role": "bot", "content": f"{i}"}]}, "expected a role of"),
     "content of numbers": (lambda i: {"messages": [{"role": "user", "content": i}]}, "content must be a string or"),

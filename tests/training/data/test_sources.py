@@ -81,10 +81,9 @@ def test_media_may_lie_in_columns_as_bytes(
                 "audios": columns["audio"],
             }
         )
-    features = datasets.Dataset.from_list(table).features
-    features["images"] = datasets.List(datasets.Image())
-    features["audios"] = datasets.List(datasets.Audio(decode=False))
-    saved = datasets.Dataset.from_list(table, features=features)
+    saved = datasets.Dataset.from_list(table)
+    saved = saved.cast_column("images", datasets.List(datasets.Image()))
+    saved = saved.cast_column("audios", datasets.List(datasets.Audio()))
     saved.save_to_disk(folder / "saved")
     saved.to_parquet(folder / "rows.parquet")
     for path in (folder / "saved", folder / "rows.parquet"):

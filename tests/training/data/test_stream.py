@@ -46,8 +46,8 @@ def test_each_row_is_read_once_a_round(tmp_path: Path, tokenizer: Tokenizer) -> 
     found = stream(tokenizer, [Source(texts(tmp_path, "a", 9))], window=9, num_batches=6)
     batches = [numbers(batch) for _, batch in found.batches()]
     first, second = batches[:3], batches[3:]
-    assert Counter(itertools.chain(*first)) == Counter(itertools.chain(*second)) and len(set(map(str, batches))) > 3
-    assert len(Counter(itertools.chain(*first))) == 9 and first != second
+    assert Counter(itertools.chain(*first)) == Counter(itertools.chain(*second))
+    assert len(Counter(itertools.chain(*first))) == 9 and first != second  # the batches come in another order
 
 
 def test_weights_are_shares_of_the_rows(tmp_path: Path, tokenizer: Tokenizer) -> None:
