@@ -244,7 +244,7 @@ def train(study: Study, options: argparse.Namespace, media: Parts) -> Reader | N
 
 @torch.no_grad()
 def ask(reader: Reader, media: Parts, task: str, length: int, questions: int) -> tuple[list[int], list[int]]:
-    """How many questions were asked about each fifth of the row, at least `questions`, and how many answers are right."""
+    """Questions asked about each fifth of the row, at least `questions`, and how many of the answers are right."""
     generator = torch.Generator().manual_seed(1_000 * length + list(TASKS).index(task))
     asked, right = torch.zeros(DEPTHS, dtype=torch.long), torch.zeros(DEPTHS, dtype=torch.long)
     while int(asked.min()) < questions:
