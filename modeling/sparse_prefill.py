@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from .configuration_mixlora import MixLoraTextConfig
 from .partial_attention import Partial, attend_part, merge
+from .sparse_flex import attend_by_flex, goes_by_flex
 
 Budget = tuple[int, int]
 """Columns, and diagonals of blocks, the queries' own block among them."""
@@ -152,6 +153,9 @@ def attend_sparsely(stretch: Stretch, budget: Budget, spec: SparsePrefill) -> tu
     if not blocks:
         return (output, total), pairs
     columns, diagonals = choose(looked, stretch, blocks, block, budget, spec.sinks)
+    if goes_by_flex(stretch, block):
+        (start, until), computed = attend_by_flex(stretch, columns, diagonals, blocks, block)
+        return (torch.cat((start, output)), torch.cat((until, total))), pairs + computed
     parts = [_own_blocks(stretch, blocks, block)]
     pairs += blocks * block**2
     for low, high, query in stretch.queries:

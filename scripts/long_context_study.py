@@ -149,7 +149,11 @@ class Training:
         self.options, self.folder, self.media = options, options.output / "decoder", media
         self.reader = Reader(study, media).train()
         self.reader.begin()
-        self.optimizer = torch.optim.AdamW(self.reader.parameters(), lr=options.learning_rate, betas=(0.9, 0.98))
+        groups = [  # what a projector takes is much larger than what a layer takes
+            {"params": list(self.reader.model.parameters()), "times": 1.0},
+            {"params": list(self.reader.projectors.parameters()), "times": 0.1},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98))
         self.step, self.length, self.final = 0, min(options.first_length, study.train_length), study.train_length
         self.right: list[float] = []
 
@@ -167,7 +171,7 @@ class Training:
         """One step; gives its line of the log."""
         left = 1 - self.step / self.options.steps
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate * min(1.0, (self.step + 1) / 100, left / 0.2)
+            group["lr"] = group["times"] * self.options.learning_rate * min((self.step + 1) / 100, left)
         rows, names, vectors = self.batch()
         hidden = self.reader(torch.cat([each.ids for each in rows]), vectors)
         taught = torch.cat([hidden[row, each.asked - 1] for row, each in enumerate(rows)])
@@ -288,7 +292,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="of a step; at least a row of each task")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--first-length", type=int, default=64)
-    parser.add_argument("--right", type=float, default=0.9, help="share of right answers at which rows get longer")
+    parser.add_argument("--right", type=float, default=0.8, help="share of right answers at which rows get longer")
     parser.add_argument("--save-every", type=int, default=50)
     parser.add_argument("--stop-after", type=int, help="stop training at this step")
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384, 32768])
@@ -306,6 +310,7 @@ def main(arguments: list[str] | None = None) -> None:
     trained = train(study, options, media)
     if trained is None:
         return
+    trained.model.save_pretrained(options.output / "decoder")  # for benchmarks/sparse_retrieval.py
     cells = evaluate(trained, study, options, media)
     (options.output / "table.md").write_text(table(cells, tuple(TASKS)), encoding="utf-8")
     heat_maps(cells, tuple(TASKS), options.output)
