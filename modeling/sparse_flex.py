@@ -1,4 +1,4 @@
-"""The sparse blocks of a stretch by `flex_attention`: for GPUs, where one kernel that skips blocks beats many small parts.
+"""The sparse blocks of a stretch by `flex_attention`, for GPUs: one kernel that skips blocks beats many small parts.
 
 The columns are copied to the front, so that they fill blocks of keys; behind them lie the row's own keys, whose blocks
 of diagonals are visited and the others skipped.
