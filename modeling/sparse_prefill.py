@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from .configuration_mixlora import MixLoraTextConfig
 from .partial_attention import Partial, attend_part, merge
+from .sparse_flex import attend_by_flex, goes_by_flex
 
 Budget = tuple[int, int]
 """Columns, and diagonals of blocks, the queries' own block among them."""
@@ -84,45 +85,55 @@ def sparse_blocks(queries: int, block: int) -> int:
 
 
 def exact_end(stretch: Stretch, blocks: int, block: int) -> tuple[Partial, torch.Tensor]:
-    """The attention of the queries behind the sparse blocks: output, log-sum-exp, and weights `[queries, last]`."""
+    """The attention of the queries behind the sparse blocks: output, log-sum-exp, and how much each key was looked at.
+
+    Returns:
+        the last are sums of weights `[2, last]`: over all these queries, and over the first `block` of them alone.
+    """
     start, last = blocks * block, stretch.last
-    scores = torch.cat(
-        [query[start:] @ stretch.key[low : min(high, last)].T for low, high, query in stretch.queries], dim=-1
-    )
-    scores = (scores * stretch.scale).to(torch.promote_types(scores.dtype, torch.float32))
+    wide = torch.promote_types(stretch.key.dtype, torch.float32)
+    scores = stretch.key.new_empty(stretch.length - start, last, dtype=wide)
+    for low, high, query in stretch.queries:
+        high = min(high, last)
+        scores[:, low:high] = (query[start:] * stretch.scale) @ stretch.key[low:high].T
     own = scores[:, stretch.first + start :]
     own.masked_fill_(torch.ones_like(own, dtype=torch.bool).triu(1), -torch.inf)
-    total = scores.logsumexp(-1)
-    weights = scores.sub_(total[:, None]).exp_()
-    return (weights.to(stretch.value.dtype) @ stretch.value[:last], total), weights
+    # Few passes over the scores, in place: they are most of the cost of a head that reads little.
+    most = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(most).exp_()
+    norm = weights.sum(-1, keepdim=True)
+    output = (weights.to(stretch.value.dtype) @ stretch.value[:last]) / norm
+    share = (1 / norm).T.repeat(2, 1)
+    share[1, block:] = 0
+    return (output.to(stretch.value.dtype), (most + norm.log())[:, 0]), share @ weights
 
 
 def choose(
-    weights: torch.Tensor, stretch: Stretch, blocks: int, block: int, budget: Budget, sinks: int
+    looked: torch.Tensor, stretch: Stretch, blocks: int, block: int, budget: Budget, sinks: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Columns and diagonals with the most weight at the end of a stretch.
+    """Columns and diagonals that are looked at most at the end of a stretch.
 
     Args:
-        weights: `[queries, keys]`, of the queries behind the sparse `blocks`.
+        looked: `[2, keys]`, as [`exact_end`] gives it.
 
     Returns:
         indices of columns, in order; and BoolTensor over distances in blocks, True where that diagonal is read.
     """
     before = stretch.first % block  # keys before the first whole block, counted from the queries
     forced = max(sinks, before)
-    columns = weights[:, : stretch.first + blocks * block].sum(0)
+    columns = looked[0, : stretch.first + blocks * block].clone()
     columns[:forced] = torch.inf
     count = min(budget[0] + forced, len(columns))
     # What a column weighs must not make the block around it a diagonal.
     far = columns[: max(len(columns) - block, 0)]
-    rest = weights.index_fill(1, far.topk(min(count, len(far))).indices, 0)
-    grid = rest[:block, before : stretch.first + (blocks + 1) * block]
-    mass = grid.unflatten(-1, (-1, block)).sum((0, 2)).flip(0)  # by distance
+    rest = looked[1].index_fill(0, far.topk(min(count, len(far))).indices, 0)
+    grid = rest[before : stretch.first + (blocks + 1) * block]
+    mass = grid.unflatten(0, (-1, block)).sum(1).flip(0)  # by distance
     mass[1:2] = torch.finfo(mass.dtype).max  # the neighbour of its own block
     mass[0] = torch.inf
-    diagonals = torch.zeros(len(mass) + 1, dtype=torch.bool, device=weights.device)
+    diagonals = torch.zeros(len(mass) + 1, dtype=torch.bool, device=looked.device)
     diagonals[mass.topk(min(budget[1], len(mass))).indices] = True
-    at = torch.arange(len(columns), device=weights.device)
+    at = torch.arange(len(columns), device=looked.device)
     apart = blocks - (at - stretch.first).div(block, rounding_mode="floor")
     read = diagonals[apart.clamp(max=len(mass))] & (at >= forced)  # by a diagonal
     chosen = columns.masked_fill(read, -1).topk(count).indices
@@ -137,11 +148,14 @@ def attend_sparsely(stretch: Stretch, budget: Budget, spec: SparsePrefill) -> tu
     """
     block = spec.block_size
     blocks = sparse_blocks(stretch.length, block)
-    (output, total), weights = exact_end(stretch, blocks, block)
-    pairs = weights.numel()
+    (output, total), looked = exact_end(stretch, blocks, block)
+    pairs = len(output) * stretch.last
     if not blocks:
         return (output, total), pairs
-    columns, diagonals = choose(weights, stretch, blocks, block, budget, spec.sinks)
+    columns, diagonals = choose(looked, stretch, blocks, block, budget, spec.sinks)
+    if goes_by_flex(stretch, block):
+        (start, until), computed = attend_by_flex(stretch, columns, diagonals, blocks, block)
+        return (torch.cat((start, output)), torch.cat((until, total))), pairs + computed
     parts = [_own_blocks(stretch, blocks, block)]
     pairs += blocks * block**2
     for low, high, query in stretch.queries:

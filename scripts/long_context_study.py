@@ -32,7 +32,7 @@ METHODS = ("plain", "linear", "yarn", "longrope", "dual_chunk", "dual_chunk_temp
 FAR_METHODS = ("plain", "dual_chunk", "dual_chunk_temperature")
 THETA = 10000.0
 BACK = (1, 2)
-MARGIN = 5.0
+MARGIN = 8.0
 EMBEDDING = 0.7
 TOKENS_AT_ONCE = 8192
 Parts = dict[str, dict[str, Media]]
@@ -128,6 +128,8 @@ class Reader(nn.Module):
             strength = (MARGIN / float(half - scores.max()) / attention.scaling) ** 0.5
             mine = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
             turned = torch.cat(((back * angles).cos(), -(back * angles).sin()))
+            for projection in (attention.q_proj, attention.k_proj):  # what a token is does not count at first
+                projection.base_layer.weight[mine] = 0
             attention.q_proj.base_layer.bias[mine] = strength * turned
             attention.k_proj.base_layer.bias[mine] = strength * torch.cat((torch.ones(half), torch.zeros(half)))
 
@@ -149,7 +151,11 @@ class Training:
         self.options, self.folder, self.media = options, options.output / "decoder", media
         self.reader = Reader(study, media).train()
         self.reader.begin()
-        self.optimizer = torch.optim.AdamW(self.reader.parameters(), lr=options.learning_rate, betas=(0.9, 0.98))
+        groups = [  # what a projector takes is much larger than what a layer takes
+            {"params": list(self.reader.model.parameters()), "times": 1.0},
+            {"params": list(self.reader.projectors.parameters()), "times": 0.1},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98))
         self.step, self.length, self.final = 0, min(options.first_length, study.train_length), study.train_length
         self.right: list[float] = []
 
@@ -167,7 +173,7 @@ class Training:
         """One step; gives its line of the log."""
         left = 1 - self.step / self.options.steps
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate * min(1.0, (self.step + 1) / 100, left / 0.2)
+            group["lr"] = group["times"] * self.options.learning_rate * min((self.step + 1) / 100, left)
         rows, names, vectors = self.batch()
         hidden = self.reader(torch.cat([each.ids for each in rows]), vectors)
         taught = torch.cat([hidden[row, each.asked - 1] for row, each in enumerate(rows)])
@@ -244,7 +250,7 @@ def train(study: Study, options: argparse.Namespace, media: Parts) -> Reader | N
 
 @torch.no_grad()
 def ask(reader: Reader, media: Parts, task: str, length: int, questions: int) -> tuple[list[int], list[int]]:
-    """How many questions were asked about each fifth of the row, at least `questions`, and how many answers are right."""
+    """Questions asked about each fifth of the row, at least `questions`, and how many of the answers are right."""
     generator = torch.Generator().manual_seed(1_000 * length + list(TASKS).index(task))
     asked, right = torch.zeros(DEPTHS, dtype=torch.long), torch.zeros(DEPTHS, dtype=torch.long)
     while int(asked.min()) < questions:
@@ -264,8 +270,8 @@ def evaluate(trained: Reader, study: Study, options: argparse.Namespace, media: 
     done = {(cell["method"], cell["task"], cell["length"]) for cell in cells}
     for length in options.lengths:
         for method in options.methods:
-            if length > options.far and method not in FAR_METHODS:
-                continue
+            if method not in FAR_METHODS and not study.train_length < length <= options.far:
+                continue  # up to the length of training they are the plain decoder
             reader = Reader(study, media, method, length).eval()
             reader.load_state_dict(trained.state_dict())
             for task in TASKS:
@@ -284,8 +290,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--media", type=Path, help="vectors of digits; by default a file of the output, encoded once")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--tokens", type=int, default=4096, help="of a step; at least a row of each task")
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--tokens", type=int, default=3072, help="of a step; at least a row of each task")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--first-length", type=int, default=64)
     parser.add_argument("--right", type=float, default=0.9, help="share of right answers at which rows get longer")
@@ -306,6 +312,7 @@ def main(arguments: list[str] | None = None) -> None:
     trained = train(study, options, media)
     if trained is None:
         return
+    trained.model.save_pretrained(options.output / "decoder")  # for benchmarks/sparse_retrieval.py
     cells = evaluate(trained, study, options, media)
     (options.output / "table.md").write_text(table(cells, tuple(TASKS)), encoding="utf-8")
     heat_maps(cells, tuple(TASKS), options.output)

@@ -36,11 +36,11 @@ class Task:
 
 
 TASKS = {
-    "passkey": Task(256),
+    "passkey": Task(128),
     "needles": Task(64, together=8),
     "lookup": Task(8),
-    "picture": Task(256, media=IMAGE),
-    "speech": Task(256, media=AUDIO),
+    "picture": Task(128, media=IMAGE),
+    "speech": Task(128, media=AUDIO),
 }
 FEWEST, MOST = 5, 1000
 """Facts of a row: one for each fifth of it at least."""

@@ -54,8 +54,8 @@ def test_what_is_read_is_what_was_chosen(first: int, queries: int, regions: int,
     blocks = sparse_blocks(queries, BLOCK)
     seen = causal(each)
     if blocks:
-        _, weights = exact_end(each, blocks, BLOCK)
-        columns, diagonals = choose(weights, each, blocks, BLOCK, budget, SETTINGS.sinks)
+        _, looked = exact_end(each, blocks, BLOCK)
+        columns, diagonals = choose(looked, each, blocks, BLOCK, budget, SETTINGS.sinks)
         for i in range(blocks * BLOCK):
             for j in range(first + i + 1):
                 apart = i // BLOCK - (j - first) // BLOCK
@@ -75,7 +75,7 @@ def test_the_most_looked_at_is_chosen() -> None:
     weights[:, 17] = 0.3  # a column
     for i in range(BLOCK):
         weights[i, 40 + blocks * BLOCK + i - 3 * BLOCK] = 0.2  # a diagonal
-    columns, diagonals = choose(weights, each, blocks, BLOCK, (1, 3), 2)
+    columns, diagonals = choose(weights.sum(0).repeat(2, 1), each, blocks, BLOCK, (1, 3), 2)
     assert columns.tolist() == [0, 1, 17]
     assert diagonals.nonzero().flatten().tolist() == [0, 1, 3]
 

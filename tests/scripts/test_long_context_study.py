@@ -1,56 +1,71 @@
-"""The study of long rows: its questions can be answered from the prompt, and a run goes on where it was stopped."""
+"""The study of long rows: its questions can be answered from the row, and a run goes on where it was stopped."""
 
 import json
 from pathlib import Path
 
+import long_context_study
 import pytest
 import torch
-from long_context_study import Study, main, method_config
-from retrieval_tasks import ANSWER, ASK, FACT, IGNORED, NOTE, TASKS, WORDS, prompt_at, training_row
+from long_context_results import DEPTHS, table
+from long_context_study import METHODS, Reader, Study, main, method_config
+from retrieval_media import Media, readable
+from retrieval_tasks import FACT, NUMBERS, TASKS, facts_of, make_rows
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def facts(ids: list[int]) -> dict[tuple[int, int], list[int]]:
-    return {(ids[i + 1], ids[i + 2]): ids[i + 3 : i + 3 + ANSWER] for i, token in enumerate(ids) if token == NOTE}
+@pytest.mark.parametrize("length", [64, 501, 2048])
+@pytest.mark.parametrize("task", list(TASKS))
+def test_each_answer_stands_in_the_row_once_before_its_question(task: str, length: int) -> None:
+    rows, room = make_rows(task, 2, length, generator(3)), length - FACT * facts_of(TASKS[task], length)
+    assert rows.ids.shape == (2, length) and rows.answers.shape == rows.depth.shape
+    for row in range(2):
+        ids, shown = rows.ids[row].tolist(), iter(rows.digits[row].tolist() if rows.digits is not None else [])
+        held = {}
+        for place in range(room - 2):
+            if ids[place + 2] == TASKS[task].media:
+                held[ids[place], ids[place + 1]] = (place, next(shown) + NUMBERS.start)
+            elif ids[place + 2] in NUMBERS:
+                held[ids[place], ids[place + 1]] = (place, ids[place + 2])
+        assert len(held) == len(rows.asked)
+        for question, depth in zip(rows.asked.tolist(), rows.depth[row].tolist(), strict=True):
+            place, answer = held[ids[question - 2], ids[question - 1]]
+            assert ids[question] == answer and depth == pytest.approx(place / room)
+            assert room <= question - 2
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_what_is_taught_stands_before(task: str) -> None:
-    ids, labels = training_row(task, 400, generator())
-    assert len(ids) == len(labels) == 400
-    taught = [i for i, label in enumerate(labels) if label != IGNORED]
-    assert len(taught) > 400 / 8  # dense
-    assert all(labels[i] == ids[i] for i in taught)
-    for i in range(390):
-        if ids[i] == ASK:
-            assert (
-                facts(ids[:i])[ids[i + 1], ids[i + 2]] == ids[i + 3 : i + 3 + ANSWER] == labels[i + 3 : i + 3 + ANSWER]
-            )
-    count = len(facts(ids[:393]))
-    assert count == {"passkey": 1, "needles": 8}.get(task, count) and (task != "lookup" or count > 10)
+def test_facts_of_a_task_lie_as_it_says() -> None:
+    rows = make_rows("needles", 1, 1024, generator())
+    places = (rows.depth[0] * (1024 - FACT * 16)).round().long().sort().values
+    assert places[1:8].diff().tolist() == [FACT] * 6 and places[9:].diff().tolist() == [FACT] * 6
+    with pytest.raises(ValueError, match="100 facts and their questions do not fit into 599"):
+        make_rows("lookup", 1, 599, generator(), facts=100)
+    with pytest.raises(ValueError, match="task 'song' is not one of"):
+        make_rows("song", 1, 64, generator())
 
 
-@pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("task", TASKS)
-def test_a_prompt_holds_the_answers_at_its_depth(task: str, depth: float) -> None:
-    prompt = prompt_at(task, 501, depth, 10, generator(3))
-    assert len(prompt.ids) == 501
-    assert len(prompt.questions) == {"passkey": 1, "needles": 8, "lookup": 10}[task]
-    held = facts(prompt.ids)
-    assert len(held) == (len(prompt.questions) if task != "lookup" else len(held)) and len(held) <= 501 // FACT
-    for asked, answer in prompt.questions:
-        assert held[asked[1], asked[2]] == answer
-    first = next(i for i in range(501) if prompt.ids[i : i + 3] == [NOTE, *prompt.questions[0][0][1:]])
-    assert first == round(depth * (501 - len(prompt.questions) * FACT))
-    assert (prompt.ids[0] in WORDS) == (depth > 0 and task != "lookup")
+def fake_media() -> dict[str, dict[str, Media]]:
+    """A vector for each digit, and a little noise."""
+    digits = torch.arange(40) % 10
+    vectors = torch.nn.functional.one_hot(digits, 16) + 0.01 * torch.randn(40, 16, generator=generator())
+    both = {part: Media(vectors, digits) for part in ("train", "test")}
+    return {"picture": both, "speech": both}
+
+
+def test_only_what_can_be_read_is_asked_for() -> None:
+    train = fake_media()["picture"]["train"]
+    wrong = Media(train.vectors, (train.digits + (torch.arange(40) == 7)) % 10)
+    kept = readable(train, wrong)
+    assert len(kept.digits) == 39 and torch.equal(kept.digits, train.digits[torch.arange(40) != 7])
+    drawn = train.draw(torch.tensor([[3, 9], [0, 3]]), generator())
+    assert drawn.shape == (2, 2, 16) and drawn.argmax(-1).tolist() == [[3, 9], [0, 3]]
 
 
 def test_every_method_is_a_config_of_the_same_weights() -> None:
-    study = Study(width=32, layers=2, heads=2, train_length=64)
-    for method in ("plain", "linear", "yarn", "longrope", "dual_chunk", "dual_chunk_temperature"):
+    study = Study(train_length=64)
+    for method in METHODS:
         text = method_config(study, method, 256).text_config
         assert text.max_position_embeddings == 64 if method != "longrope" else 256
         assert (text.long_context is not None) == method.startswith("dual_chunk")
@@ -58,16 +73,38 @@ def test_every_method_is_a_config_of_the_same_weights() -> None:
         method_config(study, "ring", 256)
 
 
-def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
-    small = "--width 32 --layers 2 --heads 2 --train-length 64 --rows 4 --save-every 2".split()
-    small += "--lengths 64 128 --depths 2 --questions 3 --methods plain dual_chunk".split()
-    main([*small, "--steps", "6", "--output", str(tmp_path / "whole")])
-    main([*small, "--steps", "6", "--output", str(tmp_path / "parts"), "--stop-after", "3"])
+@torch.no_grad()
+def test_two_heads_begin_by_looking_back() -> None:
+    """One and two tokens, near the start of a row and far from it."""
+    reader = Reader(Study(), fake_media()).eval()
+    reader.begin()
+    reader.model.set_attn_implementation("eager")
+    ids = make_rows("lookup", 1, 600, generator()).ids
+    weights = reader.model.model(ids, output_attentions=True, use_cache=False).attentions[0][0]  # [heads, 600, 600]
+    for head, back in enumerate((1, 2)):
+        assert weights[head].diagonal(-back).min() > 0.9
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long_context_study, "load_media", lambda file: fake_media())
+    small = "--width 32 --head-dim 16 --train-length 64 --tokens 320 --save-every 2 --steps 6".split()
+    small += "--lengths 64 128 --questions 2 --methods plain dual_chunk".split()
+    main([*small, "--output", str(tmp_path / "whole")])
+    main([*small, "--output", str(tmp_path / "parts"), "--stop-after", "3"])
     assert not (tmp_path / "parts" / "results.json").exists()
-    main([*small, "--steps", "6", "--output", str(tmp_path / "parts")])
+    main([*small, "--output", str(tmp_path / "parts")])
     whole, parts = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "parts"))
     assert whole == parts
-    assert len(whole) == 3 * 2 * 2 * 2 and all(cell["asked"] >= 3 for cell in whole)
+    assert len(whole) == 2 * 2 * len(TASKS) and all(min(cell["asked"]) >= 2 for cell in whole)
     curves = [(tmp_path / name / "training.jsonl").read_text() for name in ("whole", "parts")]
     assert curves[0] == curves[1] and len(curves[0].splitlines()) == 6
-    assert (tmp_path / "whole" / "table.md").read_text().count("dual_chunk") >= 3
+    assert (tmp_path / "whole" / "table.md").read_text() == table(whole, tuple(TASKS))
+    assert (tmp_path / "whole" / "picture.png").stat().st_size > 1000
+
+
+def test_the_table_holds_percent_over_all_depths() -> None:
+    cells = [
+        {"method": "plain", "task": "lookup", "length": n, "asked": [4] * DEPTHS, "right": [r] * DEPTHS}
+        for n, r in ((64, 4), (2048, 1))
+    ]
+    assert table(cells, ("lookup",)).splitlines()[2] == "| lookup | plain | 100.0 | 25.0 |"
