@@ -103,7 +103,7 @@ def put(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_all(folder: Path) -> None:
-    """Writes `many_pictures`, `many_clips`, `few`, `pairs`, `test`, `weak`, `fixed` and `fresh_1` and so on, each `.jsonl`."""
+    """Writes the files of rows: of the teachers, students, pairs, the test, and the long mimicry."""
     rows = training_rows()
 
     def chosen(counts: dict[str, int], begin: dict[str, int] | None = None) -> list[dict[str, Any]]:

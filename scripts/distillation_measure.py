@@ -37,6 +37,7 @@ class Examination:
         self.tasks, self.tokenizer = list(tasks), processor.tokenizer
         self.collator = Collator(media, processor.tokenizer.pad_token_id)
         assert len(self.examples) == len(self.tasks)
+        self.unsaid = torch.tensor([processor.image_token_id, processor.audio_token_id])  # `generate` never says them
         self.order = sorted(range(len(found)), key=lambda place: len(self.examples[place].ids))
 
     def states(self, model: Any) -> list[torch.Tensor]:
@@ -70,7 +71,7 @@ class Examination:
             places = [place for place, each in enumerate(self.tasks) if each == task]
             targets = [label[label != IGNORED] for label in (self.examples[place].labels for place in places)]
             log_probs = [(every[place] @ head.T).log_softmax(-1) for place in places]
-            likeliest = [each.argmax(-1) for each in log_probs]
+            likeliest = [each.index_fill(-1, self.unsaid, -torch.inf).argmax(-1) for each in log_probs]
             right = [torch.equal(said, told) for said, told in zip(likeliest, targets, strict=True)]
             nats = -sum(each.gather(1, told[:, None]).sum() for each, told in zip(log_probs, targets, strict=True))
             found = {"score": sum(right) / len(right), "truth": float(nats) / len(places)}
