@@ -178,11 +178,11 @@ def main() -> None:
     args = parser.parse_args()
     study = Study(args.output, args.results, args.seeds)
     study.prepare()
-    for seed in range(args.seeds):
-        for run in runs_of(seed) + hacking_runs(seed):
-            if run.name.startswith(args.only):
-                study.run(run)
-                write_table(args.results)
+    seeds = range(args.seeds)
+    for run in [run for make in (runs_of, hacking_runs) for seed in seeds for run in make(seed)]:
+        if run.name.startswith(args.only):
+            study.run(run)
+            write_table(args.results)
 
 
 if __name__ == "__main__":
