@@ -77,12 +77,13 @@ class Examination:
             found = {"score": sum(right) / len(right), "truth": float(nats) / len(places)}
             if task in YES_NO:
                 said = [self.tokenizer.decode(each[:1]) for each in likeliest]
-                told = [self.tokenizer.decode(each[:1]) == "yes" for each in targets]
-                found["yes_no"] = YesNo.count(zip(said, told, strict=True)).figures()
+                is_so = [self.tokenizer.decode(each[:1]) == "yes" for each in targets]
+                found["yes_no"] = YesNo.count(zip(said, is_so, strict=True)).figures()
             if teacher is not None:
                 mine, theirs = (torch.cat([states[place] for place in places]) for states in (every, teacher[0]))
                 found["kl"] = mimic_loss(mine, head, theirs, teacher[1], torch.ones(len(mine))).item()
-                same = (theirs @ teacher[1].T).argmax(-1) == torch.cat(likeliest)
+                told = (theirs @ teacher[1].T).index_fill(-1, self.unsaid, -torch.inf).argmax(-1)
+                same = told == torch.cat(likeliest)
                 found["agreement"] = same.float().mean().item()
             for name, value in found.items():
                 figures.setdefault(name, {})[task] = value
