@@ -26,6 +26,7 @@ def test_every_run_is_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(Study, "_train", load)
     monkeypatch.setattr(Study, "_note", lambda *args: None)
+    monkeypatch.setattr(Study, "teach", lambda study, which: study._end(study.teachers[which]))
     for end in ("runs/mimic_sft-dense-1/01-mimic_sft", "teacher/02-strong_2", "weak_teacher/01-weak_1"):
         (tmp_path / end).mkdir(parents=True)
     study = Study(tmp_path, tmp_path / "results", seeds=3)
