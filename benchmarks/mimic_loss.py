@@ -26,9 +26,9 @@ def inputs(tokens: int, vocabulary: int, width: int) -> list[Any]:
 
     generator = torch.Generator().manual_seed(0)
     shapes = [(tokens, width), (vocabulary, width)] * 2
-    made = [
-        torch.randn(shape, generator=generator) * (3 / width**0.5 if i % 2 else 1) for i, shape in enumerate(shapes)
-    ]
+    made = [torch.randn(shape, generator=generator) for shape in shapes]
+    for head in made[1::2]:
+        head.mul_(3 / width**0.5)  # in place: the memory before must be no more than what the inputs take
     made[0].requires_grad_()
     return made
 

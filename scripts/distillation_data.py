@@ -17,10 +17,10 @@ MANY = {
     "clips": {"spoken_digit": 180, "heard_digits": 360, "heard_words": 720},
 }
 """Rows of the teacher."""
-FEW = {"clothes": 80, "digits": 60, "seen_objects": 80, "spoken_digit": 40, "heard_digits": 60, "heard_words": 60}
+FEW = {"clothes": 80, "digits": 50, "seen_objects": 70, "spoken_digit": 30, "heard_digits": 40, "heard_words": 30}
 """Rows of a student, the first of the teacher's."""
-PAIRS = {"seen_objects": 160, "heard_digits": 60, "heard_words": 100}
-TESTED = {"clothes": 200, "digits": 150, "seen_objects": 200, "spoken_digit": 30, "heard_words": 164}
+PAIRS = {"seen_objects": 160, "heard_digits": 80, "heard_words": 40}
+TESTED = {"clothes": 200, "digits": 150, "seen_objects": 200, "spoken_digit": 30, "heard_words": 100}
 ASKED = 4
 """Questions about each held-out clip of a digit: two about its word, two about others."""
 CLIPS, FEWEST_SIGNS = 250, 8
@@ -103,7 +103,7 @@ def put(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_all(folder: Path) -> None:
-    """Writes `many_pictures`, `many_clips`, `few`, `pairs`, `test`, `weak`, `fixed` and `fresh_1` and so on, each `.jsonl`."""
+    """Writes the files of rows: of the teachers, students, pairs, the test, and the long mimicry."""
     rows = training_rows()
 
     def chosen(counts: dict[str, int], begin: dict[str, int] | None = None) -> list[dict[str, Any]]:

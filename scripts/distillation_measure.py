@@ -37,6 +37,7 @@ class Examination:
         self.tasks, self.tokenizer = list(tasks), processor.tokenizer
         self.collator = Collator(media, processor.tokenizer.pad_token_id)
         assert len(self.examples) == len(self.tasks)
+        self.unsaid = torch.tensor([processor.image_token_id, processor.audio_token_id])  # `generate` never says them
         self.order = sorted(range(len(found)), key=lambda place: len(self.examples[place].ids))
 
     def states(self, model: Any) -> list[torch.Tensor]:
@@ -70,18 +71,19 @@ class Examination:
             places = [place for place, each in enumerate(self.tasks) if each == task]
             targets = [label[label != IGNORED] for label in (self.examples[place].labels for place in places)]
             log_probs = [(every[place] @ head.T).log_softmax(-1) for place in places]
-            likeliest = [each.argmax(-1) for each in log_probs]
+            likeliest = [each.index_fill(-1, self.unsaid, -torch.inf).argmax(-1) for each in log_probs]
             right = [torch.equal(said, told) for said, told in zip(likeliest, targets, strict=True)]
             nats = -sum(each.gather(1, told[:, None]).sum() for each, told in zip(log_probs, targets, strict=True))
             found = {"score": sum(right) / len(right), "truth": float(nats) / len(places)}
             if task in YES_NO:
                 said = [self.tokenizer.decode(each[:1]) for each in likeliest]
-                told = [self.tokenizer.decode(each[:1]) == "yes" for each in targets]
-                found["yes_no"] = YesNo.count(zip(said, told, strict=True)).figures()
+                is_so = [self.tokenizer.decode(each[:1]) == "yes" for each in targets]
+                found["yes_no"] = YesNo.count(zip(said, is_so, strict=True)).figures()
             if teacher is not None:
                 mine, theirs = (torch.cat([states[place] for place in places]) for states in (every, teacher[0]))
                 found["kl"] = mimic_loss(mine, head, theirs, teacher[1], torch.ones(len(mine))).item()
-                same = (theirs @ teacher[1].T).argmax(-1) == torch.cat(likeliest)
+                told = (theirs @ teacher[1].T).index_fill(-1, self.unsaid, -torch.inf).argmax(-1)
+                same = told == torch.cat(likeliest)
                 found["agreement"] = same.float().mean().item()
             for name, value in found.items():
                 figures.setdefault(name, {})[task] = value

@@ -85,39 +85,43 @@ class Study:
         self._exams: dict[str, Any] = {}
 
     def prepare(self) -> None:
-        """Rows, starts and both teachers, where they are not there yet."""
+        """Rows and starts, where they are not there yet."""
         if not (self.rows / "weak.jsonl").is_file():
             write_all(self.rows)
         write_starts(self.output / "starts", range(self.seeds))
-        rows = {"strong": ("many_clips", "many_pictures"), "weak": ("weak",)}
-        for which, folder in self.teachers.items():
-            if (self.results / f"{which}_teacher.json").is_file():
-                continue
-            began, stages = time.process_time(), [f"{which}_{number + 1}" for number in range(len(rows[which]))]
-            data = [f"{s}.data=[{{path: {self.rows / r}.jsonl}}]" for s, r in zip(stages, rows[which], strict=True)]
+
+    def teach(self, which: str) -> Path:
+        """The checkpoint of the strong or the weak teacher, trained where it is not there yet."""
+        folder = self.teachers[which]
+        if not (self.results / f"{which}_teacher.json").is_file():
+            rows = {"strong": ("many_clips", "many_pictures"), "weak": ("weak",)}[which]
+            began, stages = time.process_time(), [f"{which}_{number + 1}" for number in range(len(rows))]
+            data = [f"{s}.data=[{{path: {self.rows / r}.jsonl}}]" for s, r in zip(stages, rows, strict=True)]
             start = self.output / "starts" / ("teacher" if which == "strong" else "student-0")
             self._train("teacher", folder, [f"model={start}", f"stages=[{', '.join(stages)}]", *data])
             self._note(f"{which}_teacher", [self._end(folder)], began)
+        return self._end(folder)
 
     def run(self, run: Run) -> None:
         """Trains and measures, unless that was done before."""
         if (self.results / f"{run.name}.json").is_file():
             print(f"==> {run.name}: done before", flush=True)
             return
+        weak = run.recipe == "hacking"
+        teacher = self.teach("weak" if weak else "strong")
         print(f"==> {run.name}", flush=True)
         began, folder = time.process_time(), self.output / "runs" / run.name
         model = self.output / "starts" / f"student-{run.seed}"
         if run.student:
             model = self._end(self.output / "runs" / run.student)
         overrides = [f"model={model}", f"seed={run.seed}", f"stages=[{', '.join(run.stages)}]"]
-        weak = run.recipe == "hacking"
         for number, stage in enumerate(run.stages):
             rows = {"student": "few", "preference": "pairs", "hacking": "fixed"}[run.recipe]
             if "fresh" in run.name:
                 rows = f"fresh_{number + 1}"
             overrides.append(f"{stage}.data=[{{path: {self.rows / rows}.jsonl}}]")
             if stage != "sft":
-                overrides.append(f"{stage}.teacher={self._end(self.teachers['weak' if weak else 'strong'])}")
+                overrides.append(f"{stage}.teacher={teacher}")
         self._train(run.recipe, folder, overrides + list(run.settings))
         stages = [folder / f"{run.stages.index(s) + 1:02d}-{s}" for s in run.measured or run.stages[-1:]]
         self._note(run.name, stages, began, "weak" if weak else "strong")
@@ -178,11 +182,11 @@ def main() -> None:
     args = parser.parse_args()
     study = Study(args.output, args.results, args.seeds)
     study.prepare()
-    for seed in range(args.seeds):
-        for run in runs_of(seed) + hacking_runs(seed):
-            if run.name.startswith(args.only):
-                study.run(run)
-                write_table(args.results)
+    seeds = range(args.seeds)
+    for run in [run for make in (runs_of, hacking_runs) for seed in seeds for run in make(seed)]:
+        if run.name.startswith(args.only):
+            study.run(run)
+            write_table(args.results)
 
 
 if __name__ == "__main__":

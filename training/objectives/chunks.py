@@ -1,7 +1,8 @@
 """How many tokens' logits are made at once."""
 
-CHUNK_BYTES = 16 * 2**20
-"""Size of one tensor of logits: a handful of them is all that exists, however many tokens there are."""
+CHUNK_BYTES = 40 * 2**20
+"""Size of one tensor of logits: a handful of them is all that exists, however many tokens there are.
+For each chunk the whole head is read, so small ones are slow."""
 
 
 def chunk_length(vocabulary: int, element_size: int) -> int:

@@ -9,7 +9,9 @@ from torch.autograd.function import once_differentiable
 
 from mixlora.training.objectives.chunks import chunk_length
 
-Divergence = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+Divergence = Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
+"""Log-probabilities `[tokens, vocabulary]` of student and teacher, and beta -> the sum of the divergence over tokens
+and its gradient by the student's logits, of the same shape. It writes over both, so that few exist at once."""
 
 
 def mimic_loss(
@@ -93,29 +95,47 @@ def _check(
         )
 
 
-def _forward_kl(log_p: torch.Tensor, log_q: torch.Tensor, beta: float) -> torch.Tensor:
-    return (log_q.exp() * (log_q - log_p)).sum()
+def _by_logits(by_log_p: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """From the gradient by log-probabilities, whose memory it takes."""
+    return by_log_p.addcmul_(p, by_log_p.sum(-1, keepdim=True), value=-1)
 
 
-def _reverse_kl(log_p: torch.Tensor, log_q: torch.Tensor, beta: float) -> torch.Tensor:
-    return (log_p.exp() * (log_p - log_q)).sum()
+def _forward_kl(log_p: torch.Tensor, log_q: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    q = log_q.exp()
+    value = log_q.sub_(log_p).mul_(q).sum()
+    return value, log_p.exp_().sub_(q)
+
+
+def _reverse_kl(log_p: torch.Tensor, log_q: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    p = log_p.exp()
+    by_log_p = log_p.sub_(log_q).mul_(p)
+    return by_log_p.sum(), _by_logits(by_log_p, p)
 
 
 def _mixture(log_p: torch.Tensor, log_q: torch.Tensor, beta: float) -> torch.Tensor:
     return torch.logaddexp(log_q + math.log(beta), log_p + math.log(1 - beta))
 
 
-def _jsd(log_p: torch.Tensor, log_q: torch.Tensor, beta: float) -> torch.Tensor:
+def _jsd(log_p: torch.Tensor, log_q: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
     log_m = _mixture(log_p, log_q, beta)
-    return beta * _forward_kl(log_m, log_q, beta) + (1 - beta) * _forward_kl(log_m, log_p, beta)
+    of_q = (log_q.exp() * log_q.sub_(log_m)).sum()
+    p = log_p.exp()
+    by_log_p = log_p.sub_(log_m).mul_(p).mul_(1 - beta)
+    return beta * of_q + by_log_p.sum(), _by_logits(by_log_p, p)
 
 
-def _tv(log_p: torch.Tensor, log_q: torch.Tensor, beta: float) -> torch.Tensor:
-    return (log_p.exp() - log_q.exp()).abs().sum() / 2
+def _tv(log_p: torch.Tensor, log_q: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    p = log_p.exp_()
+    apart = log_q.exp_().neg_().add_(p)
+    return apart.abs().sum() / 2, _by_logits(apart.sign_().mul_(p).div_(2), p)
 
 
-def _skew_kl(log_p: torch.Tensor, log_q: torch.Tensor, beta: float) -> torch.Tensor:
-    return _forward_kl(_mixture(log_p, log_q, beta), log_q, beta)
+def _skew_kl(log_p: torch.Tensor, log_q: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    log_m = _mixture(log_p, log_q, beta)
+    q_by_m, q = (log_q - log_m).exp_(), log_q.exp()
+    value = log_q.sub_(log_m).mul_(q).sum()
+    p = log_p.exp_()
+    return value, _by_logits(q_by_m.mul_(p).mul_(beta - 1), p)
 
 
 DIVERGENCES: dict[str, Divergence] = {
@@ -125,6 +145,12 @@ DIVERGENCES: dict[str, Divergence] = {
     "tv": _tv,
     "skew_kl": _skew_kl,
 }
+
+
+def _log_softmax(hidden: torch.Tensor, head: torch.Tensor, temperature: float, dtype: torch.dtype) -> torch.Tensor:
+    """Log-probabilities `[tokens, vocabulary]` in `dtype`."""
+    logits = (hidden @ head.T).to(dtype)
+    return (logits if temperature == 1 else logits.div_(temperature)).log_softmax(-1)
 
 
 class _Mimic(torch.autograd.Function):
@@ -149,19 +175,17 @@ class _Mimic(torch.autograd.Function):
         size = chunk_length(len(student_head), total.element_size())
         for start in range(0, len(student_hidden), size):
             part = slice(start, start + size)
-            hidden = student_hidden[part].detach().requires_grad_(wants_hidden)
-            head = student_head.detach().requires_grad_(wants_head)
-            with torch.set_grad_enabled(wants_hidden or wants_head):
-                log_p = ((hidden @ head.T).to(dtype) / temperature).log_softmax(-1)
-                log_q = ((teacher_hidden[part] @ teacher_head.T).to(dtype) / temperature).log_softmax(-1)
-                value = divergence(log_p, log_q, beta)
-            total += value.detach()
-            wanted = [tensor for tensor in (hidden, head) if tensor.requires_grad]
-            grads = iter(torch.autograd.grad(value, wanted) if wanted else ())
+            hidden = student_hidden[part]
+            log_p = _log_softmax(hidden, student_head, temperature, dtype)
+            log_q = _log_softmax(teacher_hidden[part], teacher_head, temperature, dtype)
+            value, by_logits = divergence(log_p, log_q, beta)
+            total += value
+            if hidden_grad is not None or head_grad is not None:
+                by_logits = by_logits.div_(temperature).to(student_head.dtype)
             if hidden_grad is not None:
-                hidden_grad[part] = next(grads)
+                hidden_grad[part] = by_logits @ student_head
             if head_grad is not None:
-                head_grad += next(grads)
+                head_grad += by_logits.T @ hidden
         ctx.save_for_backward(hidden_grad, None if head_grad is None else head_grad.to(student_head.dtype))
         return total
 
