@@ -5,13 +5,15 @@ STAMP := .venv/.installed
 SAMPLES := mixlora/default/samples/rows.jsonl
 SOURCES := mixlora modeling training demo
 OLDEST := build/oldest
+WORKERS ?= 2
 
-.PHONY: help install chat default test test-oldest bench lint format types clean
+.PHONY: help install chat default test test-slow test-oldest bench lint format types clean
 
 help:
 	@echo "make chat    answer the samples that ship with the package: text, a picture, a voice, a voice beside a picture"
 	@echo "make default train the embedded checkpoint from packages (hours)"
-	@echo "make test    run the tests, offline                make test-oldest  with the oldest dependencies allowed"
+	@echo "make test    run the tests, offline                make test-slow    those that take minutes"
+	@echo "make test-oldest  the tests with the oldest dependencies that are allowed"
 	@echo "make bench   measure memory and time beside the plain ways, in the same run (minutes)"
 	@echo "make lint    check style with ruff         make format  let ruff rewrite the files"
 	@echo "make types   check types with mypy         make clean   remove caches (not .venv, not build/data)"
@@ -40,8 +42,12 @@ default: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/export_default.py build/train/10-vision_mix mixlora/default
 
 test: $(STAMP)
-	@echo "==> running the tests, offline"
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	@echo "==> running the tests, offline, in $(WORKERS) processes"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-slow: $(STAMP)
+	@echo "==> running the tests that take minutes, offline"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
 # The oldest release series of each dependency that pyproject.toml allows, in an environment of its own.
 test-oldest:

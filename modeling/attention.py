@@ -9,8 +9,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_mixlora import MixLoraTextConfig
 from .long_attention import LongAttention
+from .packing import Packing
 from .rope import apply_rotary
 from .routed_lora import Route, RoutedLinear
+from .row_windows import Windows
 
 
 class RMSNorm(nn.Module):
@@ -95,11 +97,23 @@ class RoutedAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         long_attention: LongAttention | None = None,
+        packing: Packing | None = None,
+        windows: Windows | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`hidden_states` `[batch, length, width]` -> the same shape, and the weights where the backend gives them."""
+        """`hidden_states` `[batch, length, width]` -> the same shape, and the weights where the backend gives them.
+
+        Where they are packed, `[tokens, 1, width]`, the cache is empty, and is filled with padding.
+
+        Args:
+            windows: columns of the cache that rows look at; `attention_mask` is `[batch, 1, length, cached]` then.
+        """
         query, key, value = self.project(hidden_states, route)
         key = apply_rotary(key, *position_embeddings)
+        if packing is not None:
+            return self._packed(
+                query, key, value, route, position_embeddings, past_key_values, packing, **kwargs
+            ), None
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         if long_attention is not None:
@@ -107,17 +121,59 @@ class RoutedAttention(nn.Module):
             output, weights = long_attention.attend(query, key, value, self.scaling, dropout, self.layer_idx)
             return self.o_proj(output.flatten(2), route), weights
         query = apply_rotary(query, *position_embeddings)
+        if windows is not None and attention_mask is not None:
+            parts = [
+                self._attend(
+                    query[rows],
+                    key[rows, :, start:],
+                    value[rows, :, start:],
+                    None if is_whole else attention_mask[rows, ..., start:],
+                    **kwargs,
+                )[0]
+                for rows, start, is_whole in windows
+            ]
+            return self.o_proj(torch.cat(parts).flatten(2), route), None
+        output, weights = self._attend(query, key, value, attention_mask, **kwargs)
+        return self.o_proj(output.flatten(2), route), weights
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Output `[batch, length, heads, dim]` of the backend that the config names."""
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        dropout = self.config.attention_dropout if self.training else 0.0
-        output, weights = attend(
+        return attend(
             self,
             query,
             key,
             value,
             attention_mask,
-            dropout=dropout,
+            dropout=self.config.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             sliding_window=self.config.sliding_window,  # the other backends read it from the mask
             **kwargs,
         )
-        return self.o_proj(output.flatten(2), route), weights
+
+    def _packed(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        route: Route,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        past_key_values: Cache | None,
+        packing: Packing,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Attention of each row by itself; all states are `[tokens, heads, 1, dim]`."""
+        if past_key_values is not None:
+            padded = (packing.unpack(state.transpose(1, 2)).transpose(1, 2) for state in (key, value))
+            past_key_values.update(*padded, self.layer_idx)
+        query = apply_rotary(query, *position_embeddings)
+        kwargs.pop("position_ids", None)  # those of the padded batch
+        output = packing.attend(lambda *states: self._attend(*states, None, **kwargs), query, key, value)
+        return self.o_proj(output.flatten(2), route)

@@ -13,14 +13,17 @@ from transformers.utils import ModelOutput
 from .cache_name import CACHE, given_cache
 from .configuration_mixlora import MixLoraConfig
 from .decoder import RoutedDecoder, RoutedPreTrainedModel
+from .growing_cache import growing
 from .idle import Idle, trained_adapters, whole_table
 from .long_attention import long_layout
 from .lora_experts import Usage
 from .masks import check_mask, count_positions
+from .packing import packing_of
 from .projectors import Projector, SeparatorProjector, WhiteningProjector, compress_by_ctc, project_each, stack_frames
 from .rope_switch import keep, kept_layer, must_rebuild_all, replace_rows, stale_rows
 from .routed_lora import Route, is_named, pair_size
 from .router import ModalityRouter
+from .row_windows import windows_of
 from .speech_context import DepthwiseConv, SpeechContext
 from .splicing import cut_by_rows, owner_rows, splice
 from .towers import build_speech_tower, build_vision_tower
@@ -272,6 +275,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
         result: dict[str, MediaOutput] = {}
         image = self._finished(given.get("image"), input_ids, self.config.image_token_id)
         idle = Idle(self, input_ids.device) if idle is None else idle
+        idle.layers_behind()
         nothing = idle.tower("vision") if pixel_values is None else None
         if pixel_values is not None or given.get("image_features"):
             features = given.get("image_features")
@@ -356,7 +360,8 @@ class MixLoraModel(MixLoraPreTrainedModel):
         if torch.compiler.is_compiling():
             return Route.from_adapter_ids(adapter_ids, self.router.names, masked=True)
         everywhere = trained_adapters(self.language_model)
-        return Route.from_adapter_ids(adapter_ids, self.router.names, everywhere=everywhere)
+        length = 1 if input_ids is None else input_ids.shape[1]
+        return Route.from_adapter_ids(adapter_ids, self.router.names, everywhere=everywhere, length=length)
 
     def forward(
         self,
@@ -399,7 +404,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
         elif pixel_values is not None or input_features is not None or mm_encoder_outputs:
             raise ValueError("media need input_ids: with inputs_embeds the placeholders cannot be seen")
         if (self.config.text_config.use_cache if use_cache is None else use_cache) and past_key_values is None:
-            past_key_values = None if self.training else DynamicCache(config=self.config.text_config)
+            past_key_values = None if self.training else growing(DynamicCache(config=self.config.text_config))
         check_mask(attention_mask, position_ids, self.language_model.rotary_emb.varies)
         if position_ids is None:
             position_ids = count_positions(inputs_embeds, attention_mask, past_key_values)
@@ -435,7 +440,15 @@ class MixLoraModel(MixLoraPreTrainedModel):
         kwargs["layout"] = long_layout(
             config, position_ids, attention_mask, past_key_values, always=kwargs.get("probe") is not None
         )
-        if kwargs["layout"] is None:
+        for asked in ("output_hidden_states", "output_attentions"):
+            kwargs.setdefault(asked, getattr(self.config, asked, False))
+        if kwargs["layout"] is None and not (kwargs["output_hidden_states"] or kwargs["output_attentions"]):
+            past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            kwargs["packing"] = packing_of(config, attention_mask, inputs_embeds.shape[1], past, route)
+            if config.sliding_window is None:
+                backend = config._attn_implementation
+                kwargs["windows"] = windows_of(attention_mask, past_key_values, inputs_embeds.shape[1], backend)
+        if kwargs["layout"] is None and kwargs.get("packing") is None:
             create_mask = create_causal_mask if config.sliding_window is None else create_sliding_window_causal_mask
             mask = create_mask(
                 config=config,
@@ -444,8 +457,6 @@ class MixLoraModel(MixLoraPreTrainedModel):
                 position_ids=position_ids,
                 **{CACHE: past_key_values},
             )
-        for asked in ("output_hidden_states", "output_attentions"):
-            kwargs.setdefault(asked, getattr(self.config, asked, False))
         return self.language_model(inputs_embeds, route, position_ids, mask, past_key_values, row_lengths, **kwargs)
 
     def rebuild_cache(

@@ -16,6 +16,7 @@ from .cache_name import CACHE, given_cache
 from .configuration_mixlora import MixLoraTextConfig
 from .long_attention import LongAttention, Probe
 from .lora_experts import LoraExperts
+from .packing import Packing
 from .rope import RotaryEmbedding
 from .routed_lora import Route, RoutedLinear
 from .row_layout import RowLayout
@@ -168,6 +169,7 @@ class RoutedDecoder(RoutedPreTrainedModel):
         row_lengths: torch.Tensor | None = None,
         layout: RowLayout | None = None,
         probe: Probe | None = None,
+        packing: Packing | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """`inputs_embeds` `[batch, length, width]` -> normed `last_hidden_state` of the same shape.
@@ -175,6 +177,7 @@ class RoutedDecoder(RoutedPreTrainedModel):
         Args:
             layout: where rows lie, if some are attended to as [`LongAttention`] does; no mask is needed then.
             probe: sees what each head attends to.
+            packing: computes all layers without padding; what comes out has zeros there.
         """
         if layout is None:
             position_embeddings = self.rotary_emb(inputs_embeds, position_ids, row_lengths)
@@ -185,6 +188,11 @@ class RoutedDecoder(RoutedPreTrainedModel):
             position_embeddings = long_attention.rotations.intra
             kwargs["long_attention"] = long_attention
         hidden_states = self.dropout(inputs_embeds)
+        if packing is not None:
+            hidden_states, route = packing.pack(hidden_states), packing.route(route)
+            cos, sin = position_embeddings
+            position_embeddings = packing.pack(cos), packing.pack(sin)
+            kwargs["packing"] = packing
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
@@ -195,4 +203,7 @@ class RoutedDecoder(RoutedPreTrainedModel):
                 **{CACHE: past_key_values},
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{CACHE: past_key_values})
+        hidden_states = self.norm(hidden_states)
+        if packing is not None:
+            hidden_states = packing.unpack(hidden_states)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE: past_key_values})

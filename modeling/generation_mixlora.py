@@ -5,13 +5,15 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.masking_utils import create_masks_for_generate
 
 from .backbone import MediaOutput
 from .cache_name import CACHE, NAMES, given_cache
 from .ctc_prefix import CtcGuide, CtcPrefixScorer
+from .growing_cache import growing
+from .quantized_cache import keep_rows_apart, settings_within_rows
 from .rope import RotaryEmbedding
 
 MEDIA = (
@@ -176,6 +178,20 @@ class RoutedGenerationMixin(GenerationMixin):
             **{CACHE: past_key_values},
             **kwargs,
         )
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in transformers; a cache made here grows in place if it is of the default kind; a quantized one keeps rows
+        apart."""
+        head_dim, is_given = self.config.text_config.head_dim, model_kwargs.get(CACHE) is not None
+        if generation_config.cache_implementation == "quantized":
+            generation_config.cache_config = settings_within_rows(generation_config.cache_config, head_dim)
+        result = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        keep_rows_apart(model_kwargs.get(CACHE), head_dim)
+        if not is_given and isinstance(model_kwargs.get(CACHE), DynamicCache):
+            growing(model_kwargs[CACHE])
+        return result
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: transformers packs all requests into one row there, but a route and rotary factors are a row's own.

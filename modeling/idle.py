@@ -88,6 +88,21 @@ class Idle:
         self.zeros.append(features.sum())
         return features
 
+    def layers_behind(self) -> None:
+        """Layers behind a tower's feature layer, which act on no rank, if they are let train: DDP waits for them.
+
+        What FSDP shards may be without gradients where all ranks agree.
+        """
+        if not in_process_group() or not torch.is_grad_enabled():
+            return
+        from torch.distributed.tensor import DTensor
+
+        for tower in (getattr(self.model, f"{kind}_tower", None) for kind in ("vision", "speech")):
+            behind = getattr(tower, "unused", tuple)()
+            for name, parameter in tower.named_parameters() if behind else ():
+                if name.startswith(behind) and parameter.requires_grad and not isinstance(parameter, DTensor):
+                    self.zeros.append(parameter.flatten()[:0].sum())
+
     def context(self, context: nn.Module | None, features: torch.Tensor | None) -> torch.Tensor | None:
         """Runs a `SpeechContext` on one token of zeros, and gives none of it: `[0, width]`; else `features`."""
         if context is None or not runs_everywhere(context):

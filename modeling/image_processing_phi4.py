@@ -86,33 +86,50 @@ class Phi4ImageProcessor(BaseImageProcessor):
         images = images if isinstance(images, list | tuple) else [images]
         if not images:
             raise ValueError("images: at least one is needed")
-        done = [self._crops(load_picture(image, f"picture {i}"), f"picture {i}") for i, image in enumerate(images)]
-        pixels, masks, sizes, counts = zip(*done, strict=True)
+        side, patches = self.size, self.size // self.patch_size
+        pictures = [load_picture(image, f"picture {i}") for i, image in enumerate(images)]
+        grids = [crop_grid(*picture.size, side, self.dynamic_hd)[::-1] for picture in pictures]
+        views = [1 + rows * columns for rows, columns in grids]
+        pixels = torch.empty(sum(views), 3, side, side)  # written to once, picture by picture
+        masks = torch.empty(sum(views), patches, patches)
+        counts = [
+            self._crops(picture, grid, *parts, f"picture {i}")
+            for i, (picture, grid, *parts) in enumerate(
+                zip(pictures, grids, pixels.split(views), masks.split(views), strict=True)
+            )
+        ]
         data = {
-            "pixel_values": torch.cat(pixels),
-            "image_sizes": torch.tensor(sizes),
-            "image_attention_mask": torch.cat(masks),
+            "pixel_values": pixels,
+            "image_sizes": torch.tensor([(rows * side, columns * side) for rows, columns in grids]),
+            "image_attention_mask": masks,
             "num_img_tokens": torch.tensor(counts),
         }
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _crops(self, picture: Image.Image, where: str) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int], int]:
-        """Crops, masks, padded size and number of tokens of a picture."""
-        side = self.size
-        columns, rows = crop_grid(*picture.size, side, self.dynamic_hd)
+    def _crops(
+        self, picture: Image.Image, grid: tuple[int, int], pixels: torch.Tensor, masks: torch.Tensor, where: str
+    ) -> int:
+        """Writes a picture's views into `pixels` `[1 + crops, 3, side, side]` and `masks`; gives its number of tokens.
+
+        Args:
+            grid: rows and columns of crops.
+        """
+        side, (rows, columns) = self.size, grid
         width, height = self._fit(picture.size, (columns * side, rows * side), where)
         values = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
-        values = tv.pad(
-            tv.resize(values, [height, width]), [0, 0, columns * side - width, rows * side - height], [255]
-        )
-        values = tv.normalize(values.float() / 255, self.image_mean, self.image_std)
-        whole = tv.resize(values, [side, side], interpolation=InterpolationMode.BICUBIC, antialias=False)
+        values = tv.resize(values, [height, width])
+        values = tv.pad(values, [0, 0, columns * side - width, rows * side - height], [255])
+        # The global view is made of pixels as they are: resizing and normalising may change places.
+        pixels[0] = tv.resize(values.float(), [side, side], interpolation=InterpolationMode.BICUBIC, antialias=False)
+        tiles = values.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)).permute(1, 3, 0, 2, 4)
+        pixels[1:].unflatten(0, grid).copy_(tiles)
+        mean, std = (torch.tensor(each)[:, None, None] * 255 for each in (self.image_mean, self.image_std))
+        pixels.sub_(mean).div_(std)
         mask = torch.zeros(rows * side // self.patch_size, columns * side // self.patch_size)
         mask[: -(-height // self.patch_size), : -(-width // self.patch_size)] = 1
-        masks = torch.cat([torch.ones_like(mask[None, : side // self.patch_size, : side // self.patch_size]),
-                           _tiles(mask[None], rows, columns)[:, 0]])  # fmt: skip
-        crops = torch.cat([whole[None], _tiles(values, rows, columns)])
-        return crops, masks, (rows * side, columns * side), self._count(mask, rows, columns)
+        masks[0] = 1
+        masks[1:] = _tiles(mask[None], rows, columns)[:, 0]
+        return self._count(mask, rows, columns)
 
     @staticmethod
     def _fit(size: tuple[int, int], target: tuple[int, int], where: str) -> tuple[int, int]:

@@ -10,14 +10,16 @@ Only rows whose factors changed are computed again, so a short row keeps its bit
 """
 
 import torch
-from transformers.cache_utils import BaseQuantizedLayer, Cache, CacheLayerMixin, DynamicLayer, StaticLayer
+from transformers.cache_utils import BaseQuantizedLayer, Cache, CacheLayerMixin, StaticLayer
+
+from .growing_cache import GrowingLayer
 
 
 def kept_layer(cache: Cache, layers: int) -> CacheLayerMixin:
     """The layer behind the decoder's `layers` that keeps embeddings; it is added where it is missing."""
     if len(cache.layers) == layers:
         limit = cache.get_max_length()
-        cache.layers.append(DynamicLayer() if limit < 0 else StaticLayer(limit))
+        cache.layers.append(GrowingLayer() if limit < 0 else StaticLayer(limit))
     return cache.layers[layers]
 
 

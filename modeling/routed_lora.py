@@ -12,6 +12,17 @@ import torch
 from torch import nn
 
 from .lora_experts import LoraExperts, Usage
+from .routed_function import Pair, RoutedSum, Where, add_pairs
+
+LONG = 16
+"""Tokens of a row from which on separate runs of rows are quicker than gathering them by index."""
+
+
+def runs_of(rows: list[int]) -> list[slice]:
+    """Ascending row numbers as runs: `[2, 3, 4, 7]` is `2:5` and `7:8`."""
+    starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1] + 1]
+    stops = [*starts[1:], len(rows)] if rows else []
+    return [slice(rows[i], rows[j - 1] + 1) for i, j in zip(starts, stops, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -19,18 +30,24 @@ class Route:
     """For each adapter that a batch needs, the rows it acts on.
 
     Attributes:
-        rows: `(adapter name, LongTensor of row indices)`; indices None means every row of the batch.
+        rows: `(adapter name, rows)`: a slice where they follow each other, else a LongTensor of indices, or None for
+            every row of the batch. An adapter may come several times, with rows of its own each time.
         masks: `(adapter name, BoolTensor [batch, 1, 1])`, the form made of tensor operations alone, for compiling.
         usage: where given, adapters of experts tell it how evenly these are used.
     """
 
-    rows: tuple[tuple[str, torch.Tensor | None], ...] = ()
+    rows: tuple[tuple[str, Where], ...] = ()
     masks: tuple[tuple[str, torch.Tensor], ...] = ()
     usage: Usage | None = field(default=None, compare=False)
 
     @classmethod
     def from_adapter_ids(
-        cls, adapter_ids: torch.Tensor, names: list[str], masked: bool = False, everywhere: Collection[str] = ()
+        cls,
+        adapter_ids: torch.Tensor,
+        names: list[str],
+        masked: bool = False,
+        everywhere: Collection[str] = (),
+        length: int = 1,
     ) -> "Route":
         """Plans a batch.
 
@@ -39,6 +56,7 @@ class Route:
             names: the model's adapters, sorted.
             masked: make the mask form. It never reads a value back from the device.
             everywhere: adapters that act on no row at all where none needs them: other ranks have rows that do.
+            length: tokens of a row; where rows are long, those of an adapter are planned as several runs.
 
         Raises:
             ValueError: an id outside `-1 .. len(names) - 1`, with its row.
@@ -49,18 +67,23 @@ class Route:
         for row, i in enumerate(ids):
             if not -1 <= i < len(names):
                 raise ValueError(f"row {row}: adapter id {i} is not in -1 .. {len(names) - 1} ({names})")
-        plan: list[tuple[str, torch.Tensor | None]] = []
+        plan: list[tuple[str, Where]] = []
         for i, name in enumerate(names):
             mine = [row for row, j in enumerate(ids) if j == i]
-            if mine or name in everywhere:
-                whole = len(mine) == len(ids)
-                index = None if whole else torch.tensor(mine, dtype=torch.long, device=adapter_ids.device)
-                plan.append((name, index))
+            runs = runs_of(mine)
+            if mine and len(mine) == len(ids):
+                plan.append((name, None))
+            elif mine and (len(runs) == 1 or length >= LONG):
+                plan += [(name, run) for run in runs]
+            elif mine or name in everywhere:
+                plan.append((name, torch.tensor(mine, dtype=torch.long, device=adapter_ids.device)))
         return cls(rows=tuple(plan))
 
     def to(self, device: torch.device | str) -> "Route":
         """The same route with its tensors on `device`."""
-        rows = tuple((name, index if index is None else index.to(device)) for name, index in self.rows)
+        rows = tuple(
+            (name, where.to(device) if isinstance(where, torch.Tensor) else where) for name, where in self.rows
+        )
         return Route(rows, tuple((name, mask.to(device)) for name, mask in self.masks), self.usage)
 
     @property
@@ -192,17 +215,73 @@ class RoutedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor, route: Route) -> torch.Tensor:
         """`x` `[batch, length, in]` -> `[batch, length, out]`."""
+        acting = [(name, where) for name, where in route.rows if self.holds(name)]
+        if acting and not route.masks and self._may_fuse(x, acting):
+            return self._fused(x, acting)
         out = self.base_layer(x)
-        for name, index in route.rows:
-            if not self.holds(name):
-                continue
-            if index is None:
-                out = out + self.delta(name, x, route.usage)
-            else:
-                delta = self.delta(name, x.index_select(0, index), route.usage, index)
-                out = out.index_add(0, index, delta.to(out.dtype))
+        for name, where in acting:
+            out = self._added(out, x, name, where, route.usage)
         for name, mask in route.masks:
             if self.holds(name):
                 # `where`, not a product with the mask: rows of the base keep their bits.
                 out = torch.where(mask, out + self.delta(name, x, route.usage, mask), out)
         return out
+
+    def _added(self, out: torch.Tensor, x: torch.Tensor, name: str, where: Where, usage: Usage | None) -> torch.Tensor:
+        """`out` with what an adapter of any kind gives for its rows; a new tensor."""
+        if where is None:
+            return out + self.delta(name, x, usage)
+        if isinstance(where, slice):
+            where = torch.arange(where.start, where.stop, device=x.device)
+        delta = self.delta(name, x.index_select(0, where), usage, where)
+        return out.index_add(0, where, delta.to(out.dtype))
+
+    def _may_fuse(self, x: torch.Tensor, acting: list[tuple[str, Where]]) -> bool:
+        """Whether plain matrices of one dtype are all there is, so that nothing but their products need be called.
+
+        Not so: experts, a quantized or sharded layer, one with hooks, autocast, a base that trains; and with gradients
+        or dropout, rows by index.
+        """
+        training = torch.is_grad_enabled()
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or x.dim() != 3:
+            return False
+        if training and self.base_layer.weight.requires_grad:
+            return False
+        if not _is_plain(self.base_layer, x):
+            return False
+        for name, where in acting:
+            if name in self.lora_experts:
+                return False
+            if isinstance(where, torch.Tensor) and (training or self._dropped(name)):
+                return False
+            if not all(_is_plain(layer, x) for layer in (self.lora_A[name], self.lora_B[name])):
+                return False
+        return True
+
+    def _dropped(self, name: str) -> float:
+        """Share of an adapter's input that is dropped now."""
+        dropout = self.lora_dropout[name]
+        return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+
+    def _fused(self, x: torch.Tensor, acting: list[tuple[str, Where]]) -> torch.Tensor:
+        weight, bias = self.base_layer.weight, self.base_layer.bias
+        pairs = [
+            Pair(where, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name], self._dropped(name))
+            for name, where in acting
+        ]
+        if torch.is_grad_enabled():
+            matrices = [matrix for pair in pairs for matrix in (pair.down, pair.up)]
+            places = [(pair.where, pair.scaling, pair.dropout) for pair in pairs]
+            return RoutedSum.apply(x, weight, bias, places, *matrices)
+        out = nn.functional.linear(x, weight, bias)
+        add_pairs(out, x, pairs)
+        return out
+
+
+def _is_plain(layer: nn.Module, x: torch.Tensor) -> bool:
+    """Whether a linear layer is PyTorch's own, as it is, with a weight of the dtype and on the device of `x`."""
+    if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+        return False
+    weight = layer.weight
+    plain = type(weight) in (nn.Parameter, torch.Tensor) and not hasattr(weight, "ds_id")
+    return plain and weight.dtype == x.dtype and weight.device == x.device

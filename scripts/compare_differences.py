@@ -36,8 +36,9 @@ def all_cases() -> list[Case]:
     sys.path.insert(0, str(ROOT))  # models and processors are those of the tests
     import differences_media
     import differences_model
+    import differences_ranks
 
-    return [*differences_model.CASES, *differences_media.CASES]
+    return [*differences_model.CASES, *differences_ranks.CASES, *differences_media.CASES]
 
 
 def table_row(case: Case, theirs: str, ours: str) -> str:

@@ -1,39 +1,51 @@
-"""Trains a small decoder to retrieve in short rows, then asks it in long ones, by every way to extend a decoder.
+"""Trains a small decoder to retrieve in rows of 1,024 tokens, then asks it in longer ones, by each way to extend it.
 
-python scripts/long_context_study.py --output build/long_context [--steps 4000] [--lengths 1024 2048 4096 8192]
-    [--methods plain linear yarn longrope dual_chunk dual_chunk_temperature] [--questions 200] [--depths 5]
+python scripts/long_context_study.py --output build/long_context
 
-A run that was stopped goes on: training from its last save, the questions from the first cell that has no answer. The
-length of training rows doubles when answers are right (`--right`), up to `--train-length`. Writes `training.jsonl`,
-`results.json` (a cell: method, task, length, depth, asked, right) and `table.md`.
+The tasks are those of `retrieval_tasks.py`; digits to see and hear come from the embedded checkpoint's towers and
+projectors (`retrieval_media.py`, after `make data`) and take a linear layer that is trained along. A run that was
+stopped goes on: training from its last save, the questions from the first that was not asked. The length of training
+rows doubles when answers are right (`--right`), up to `--train-length`. Writes `training.jsonl`, `results.json` (of a
+method, task and length: asked and right by fifths of the row), `table.md` and a heat map of each task.
 """
 
 import argparse
 import json
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from retrieval_tasks import ANSWER, IGNORED, PAD, TASKS, VOCABULARY, prompt_at, training_row
+from long_context_results import DEPTHS, Cell, heat_maps, table
+from retrieval_media import Media, load_media
+from retrieval_tasks import AUDIO, FEWEST, IMAGE, PAD, TASKS, VOCABULARY, Rows, make_rows
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers.cache_utils import DynamicCache
+from torch import nn
 
+from mixlora.modeling.backbone import MediaOutput
 from mixlora.modeling.configuration_mixlora import MixLoraConfig
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 
 METHODS = ("plain", "linear", "yarn", "longrope", "dual_chunk", "dual_chunk_temperature")
-PREFILL = 4096
+FAR_METHODS = ("plain", "dual_chunk", "dual_chunk_temperature")
+THETA = 10000.0
+BACK = (1, 2)
+MARGIN = 5.0
+EMBEDDING = 0.7
+TOKENS_AT_ONCE = 8192
+Parts = dict[str, dict[str, Media]]
 
 
 @dataclass(frozen=True)
 class Study:
     """The decoder's shape and the length of its training."""
 
-    width: int = 256
-    layers: int = 4
-    heads: int = 4
+    width: int = 128
+    layers: int = 2
+    heads: int = 2
+    head_dim: int = 32
     train_length: int = 1024
 
 
@@ -50,17 +62,21 @@ def method_config(study: Study, method: str, length: int) -> MixLoraConfig:
     text: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": study.width,
-        "intermediate_size": 3 * study.width,
+        "intermediate_size": study.width,
         "num_hidden_layers": study.layers,
         "num_attention_heads": study.heads,
+        "head_dim": study.head_dim,
         "max_position_embeddings": trained,
+        "attention_bias": True,
+        "initializer_range": 0.08,
+        "tie_word_embeddings": False,
         "pad_token_id": PAD,
     }
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": THETA}
     if method in ("linear", "yarn") and factor > 1:
         rope |= {"rope_type": method, "factor": factor, "original_max_position_embeddings": trained}
     if method == "longrope" and factor > 1:  # slow frequencies stretched, fast ones left, as LongRoPE's search finds
-        half = study.width // study.heads // 2
+        half = study.head_dim // 2
         long = [factor ** (i / max(half - 1, 1)) for i in range(half)]
         rope |= {"rope_type": "longrope", "short_factor": [1.0] * half, "long_factor": long}
         rope |= {"factor": factor, "original_max_position_embeddings": trained}
@@ -69,41 +85,111 @@ def method_config(study: Study, method: str, length: int) -> MixLoraConfig:
     if method.startswith("dual_chunk"):
         sizes = {"chunk_size": trained, "local_size": trained // 8}
         text["long_context"] = {"method": "dual_chunk", "temperature": method.endswith("temperature"), **sizes}
-    return MixLoraConfig(text_config=text | {"rope_parameters": rope})
+    media = {"image_token_id": IMAGE, "audio_token_id": AUDIO, "tie_word_embeddings": False}
+    routing = dict.fromkeys(("vision", "speech", "vision_speech"))
+    return MixLoraConfig(text_config=text | {"rope_parameters": rope}, routing=routing, **media)
 
 
-def batch_of(step: int, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and labels `[rows, length]` of a step: the same whenever it is asked for."""
-    generator = torch.Generator().manual_seed(1_000_003 * (step + 1))
-    made = [training_row(TASKS[row % len(TASKS)], length, generator) for row in range(rows)]
-    return torch.tensor([ids for ids, _ in made]), torch.tensor([labels for _, labels in made])
+class Reader(nn.Module):
+    """The decoder, and a layer for what is seen and one for what is heard."""
+
+    def __init__(self, study: Study, media: Parts, method: str = "plain", length: int = 1):
+        super().__init__()
+        self.model = MixLoraForConditionalGeneration(method_config(study, method, length))
+        sizes = {task: parts["train"].vectors.shape[1] for task, parts in media.items()}
+        self.projectors = nn.ModuleDict({task: nn.Linear(size, study.width) for task, size in sizes.items()})
+
+    def forward(self, ids: torch.Tensor, vectors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Hidden states `[rows, length, width]`.
+
+        Args:
+            ids: `[rows, length]`.
+            vectors: `[items, size]` of all pictures, and of all clips, in order of appearance.
+        """
+        kinds = {"picture": "image", "speech": "audio"}
+        shown = {
+            kinds[task]: MediaOutput(pooler_output=[self.projectors[task](each)]) for task, each in vectors.items()
+        }
+        return self.model.model(ids, mm_encoder_outputs=shown or None, use_cache=False).last_hidden_state
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Embeddings as large as what layers add, and two heads of the first layer that look one and two tokens back.
+
+        Biases of q and k that are a rotation by so many positions apart do so. A decoder of this size finds such heads
+        by itself, but in many more steps than all the rest takes.
+        """
+        nn.init.normal_(self.model.model.language_model.embed_tokens.weight, std=EMBEDDING)
+        attention: Any = self.model.model.language_model.layers[0].self_attn
+        half = attention.head_dim // 2
+        angles = THETA ** (-torch.arange(half) / half)
+        for head, back in enumerate(BACK):
+            scores = (torch.arange(1, 1024)[:, None] * angles).cos().sum(1)  # by how far a key is from the one wanted
+            strength = (MARGIN / float(half - scores.max()) / attention.scaling) ** 0.5
+            mine = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
+            turned = torch.cat(((back * angles).cos(), -(back * angles).sin()))
+            attention.q_proj.base_layer.bias[mine] = strength * turned
+            attention.k_proj.base_layer.bias[mine] = strength * torch.cat((torch.ones(half), torch.zeros(half)))
+
+
+def drawn(rows: list[Rows], names: list[str], media: Parts, part: str, generator: torch.Generator) -> dict[str, Any]:
+    """The vectors of all rows' digits, see [`Reader`]."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for each, name in zip(rows, names, strict=True):
+        if each.digits is not None:
+            found.setdefault(name, []).append(media[name][part].draw(each.digits, generator).flatten(0, 1))
+    return {name: torch.cat(vectors) for name, vectors in found.items()}
 
 
 class Training:
     """A decoder in training, with what is needed to go on: optimizer, step, and the length of its rows."""
 
-    def __init__(self, study: Study, options: argparse.Namespace):
+    def __init__(self, study: Study, options: argparse.Namespace, media: Parts):
         torch.manual_seed(0)
-        self.options, self.folder = options, options.output / "decoder"
-        self.model = MixLoraForConditionalGeneration(method_config(study, "plain", study.train_length)).train()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.learning_rate, weight_decay=0.01)
+        self.options, self.folder, self.media = options, options.output / "decoder", media
+        self.reader = Reader(study, media).train()
+        self.reader.begin()
+        self.optimizer = torch.optim.AdamW(self.reader.parameters(), lr=options.learning_rate, betas=(0.9, 0.98))
         self.step, self.length, self.final = 0, min(options.first_length, study.train_length), study.train_length
         self.right: list[float] = []
 
+    def batch(self) -> tuple[list[Rows], list[str], dict[str, Any]]:
+        """Rows of a step, their tasks and their vectors: the same whenever they are asked for."""
+        generator = torch.Generator().manual_seed(1_000_003 * (self.step + 1))
+        count = max(self.options.tokens // self.length, len(TASKS))
+        names = [tuple(TASKS)[(self.step + row) % len(TASKS)] for row in range(count)]
+        most = max(self.length // 8 / FEWEST, 1.0)  # from few facts to many, as many rows of each
+        facts = [int(FEWEST * most ** float(torch.rand((), generator=generator))) for _ in names]
+        rows = [make_rows(name, 1, self.length, generator, each) for name, each in zip(names, facts, strict=True)]
+        return rows, names, drawn(rows, names, self.media, "train", generator)
+
     def learn(self) -> dict[str, Any]:
         """One step; gives its line of the log."""
-        warm, left = self.step / 100, 1 - self.step / self.options.steps
+        left = 1 - self.step / self.options.steps
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate * min(1.0, warm + 0.01, left / 0.2)
-        ids, labels = batch_of(self.step, self.options.rows * self.final // self.length, self.length)
-        outputs = self.model(ids, labels=labels, use_cache=False)
-        outputs.loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            group["lr"] = self.options.learning_rate * min(1.0, (self.step + 1) / 100, left / 0.2)
+        rows, names, vectors = self.batch()
+        hidden = self.reader(torch.cat([each.ids for each in rows]), vectors)
+        taught = torch.cat([hidden[row, each.asked - 1] for row, each in enumerate(rows)])
+        answers = torch.cat([each.answers[0] for each in rows])
+        logits = self.reader.model.lm_head(taught)
+        loss = nn.functional.cross_entropy(logits, answers)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.reader.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        taught = labels[:, 1:] != IGNORED
-        right = float((outputs.logits[:, :-1].argmax(-1) == labels[:, 1:])[taught].float().mean())
-        line = {"step": self.step, "length": self.length, "loss": float(outputs.loss.detach()), "right": right}
+        found = (logits.argmax(-1) == answers).float().split([len(each.asked) for each in rows])
+        by_task = {
+            task: [float(f.mean()) for f, name in zip(found, names, strict=True) if name == task] for task in TASKS
+        }
+        right = sum(map(sum, by_task.values())) / len(rows)
+        line = {
+            "step": self.step,
+            "length": self.length,
+            "loss": round(float(loss.detach()), 4),
+            "right": round(right, 4),
+        }
+        line |= {task: round(sum(each) / len(each), 3) for task, each in by_task.items() if each}
         self.right = [*self.right, right][-20:]
         if self.length < self.final and len(self.right) == 20 and sum(self.right) / 20 > self.options.right:
             self.length, self.right = min(2 * self.length, self.final), []
@@ -113,10 +199,10 @@ class Training:
     def save(self) -> None:
         """Writes weights, the optimizer's state and the counters."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        names = [name for name, _ in self.model.named_parameters()]
+        names = [name for name, _ in self.reader.named_parameters()]
         state = self.optimizer.state_dict()["state"]
         tensors = {f"{names[i]}/{key}": value for i, values in state.items() for key, value in values.items()}
-        tensors |= {f"{name}/weight": value.detach() for name, value in self.model.named_parameters()}
+        tensors |= {f"{name}/weight": value.detach() for name, value in self.reader.named_parameters()}
         partial = self.folder / "partial.safetensors"
         counters = {"step": self.step, "length": self.length, "right": self.right}
         save_file(tensors, partial, metadata={"counters": json.dumps(counters)})
@@ -133,16 +219,16 @@ class Training:
         tensors = load_file(file)
         state: dict[int, dict[str, torch.Tensor]] = {}
         with torch.no_grad():
-            for i, (name, parameter) in enumerate(self.model.named_parameters()):
+            for i, (name, parameter) in enumerate(self.reader.named_parameters()):
                 parameter.copy_(tensors[f"{name}/weight"])
                 keys = ("step", "exp_avg", "exp_avg_sq")
                 state[i] = {key: tensors[f"{name}/{key}"] for key in keys if f"{name}/{key}" in tensors}
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
 
 
-def train(study: Study, options: argparse.Namespace) -> MixLoraForConditionalGeneration | None:
+def train(study: Study, options: argparse.Namespace, media: Parts) -> Reader | None:
     """The trained decoder; None where the run is to stop before."""
-    training, log = Training(study, options), options.output / "training.jsonl"
+    training, log = Training(study, options, media), options.output / "training.jsonl"
     training.resume()
     lines = log.read_text(encoding="utf-8").splitlines()[: training.step] if log.is_file() else []
     while training.step < options.steps:
@@ -153,100 +239,77 @@ def train(study: Study, options: argparse.Namespace) -> MixLoraForConditionalGen
             training.save()
             log.write_text("\n".join(lines) + "\n", encoding="utf-8")
             print(lines[-1], flush=True)
-    return training.model.eval()
+    return training.reader.eval()
 
 
 @torch.no_grad()
-def ask(
-    model: MixLoraForConditionalGeneration, task: str, length: int, depth: float, questions: int
-) -> tuple[int, int]:
-    """Questions asked, and answers that are right in every digit. A prompt is read once for all its questions."""
-    generator = torch.Generator().manual_seed(hash((TASKS.index(task), length, round(100 * depth))) % 2**31)
-    asked = right = 0
-    while asked < questions:
-        prompt = prompt_at(task, length, depth, min(questions - asked, 20), generator)
-        cache = DynamicCache(config=model.config.text_config)
-        for piece in torch.tensor([prompt.ids]).split(PREFILL, dim=1):
-            model(piece, past_key_values=cache, row_lengths=torch.tensor([length]), logits_to_keep=1)
-        for question, answer in prompt.questions:
-            ids = torch.tensor([question + answer[:-1]])
-            found = model(ids, past_key_values=cache, logits_to_keep=ANSWER).logits[0].argmax(-1).tolist()
-            cache.crop(-ids.shape[1])
-            asked, right = asked + 1, right + (found == answer)
-    return asked, right
+def ask(reader: Reader, media: Parts, task: str, length: int, questions: int) -> tuple[list[int], list[int]]:
+    """How many questions were asked about each fifth of the row, at least `questions`, and how many answers are right."""
+    generator = torch.Generator().manual_seed(1_000 * length + list(TASKS).index(task))
+    asked, right = torch.zeros(DEPTHS, dtype=torch.long), torch.zeros(DEPTHS, dtype=torch.long)
+    while int(asked.min()) < questions:
+        rows = make_rows(task, max(TOKENS_AT_ONCE // length, 1), length, generator)
+        hidden = reader(rows.ids, drawn([rows], [task], media, "test", generator))
+        correct = reader.model.lm_head(hidden[:, rows.asked - 1]).argmax(-1) == rows.answers
+        fifth = (rows.depth * DEPTHS).long()
+        asked += fifth.flatten().bincount(minlength=DEPTHS)
+        right += fifth[correct].bincount(minlength=DEPTHS)
+    return asked.tolist(), right.tolist()
 
 
-def evaluate(
-    model: MixLoraForConditionalGeneration, study: Study, options: argparse.Namespace
-) -> list[dict[str, Any]]:
+def evaluate(trained: Reader, study: Study, options: argparse.Namespace, media: Parts) -> list[Cell]:
     """Every cell, those of an earlier run as they are."""
     file = options.output / "results.json"
-    cells = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    done = {(cell["method"], cell["task"], cell["length"], cell["depth"]) for cell in cells}
-    depths = [round(i / max(options.depths - 1, 1), 3) for i in range(options.depths)]
-    state = model.state_dict()
+    cells: list[Cell] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    done = {(cell["method"], cell["task"], cell["length"]) for cell in cells}
     for length in options.lengths:
-        room = length - options.evaluate_last  # questions come behind the prompt
         for method in options.methods:
-            reader = MixLoraForConditionalGeneration(method_config(study, method, length)).eval()
-            reader.load_state_dict(state)
+            if length > options.far and method not in FAR_METHODS:
+                continue
+            reader = Reader(study, media, method, length).eval()
+            reader.load_state_dict(trained.state_dict())
             for task in TASKS:
-                for depth in depths:
-                    if (method, task, length, depth) in done:
-                        continue
-                    asked, right = ask(reader, task, room, depth, options.questions)
-                    cells.append({"method": method, "task": task, "length": length, "depth": depth})
-                    cells[-1] |= {"asked": asked, "right": right}
-                    file.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
-                    print(json.dumps(cells[-1]), flush=True)
+                if (method, task, length) in done:
+                    continue
+                started = time.perf_counter()
+                asked, right = ask(reader, media, task, length, options.questions)
+                cells.append({"method": method, "task": task, "length": length, "asked": asked, "right": right})
+                file.write_text("[\n" + ",\n".join(map(json.dumps, cells)) + "\n]\n", encoding="utf-8")
+                print(json.dumps(cells[-1]), f"{time.perf_counter() - started:.1f} s", flush=True)
     return cells
 
 
-def table(cells: list[dict[str, Any]]) -> str:
-    """A Markdown table: right answers in percent by task, method and length, over all depths."""
-    lengths = sorted({cell["length"] for cell in cells})
-    lines = ["| task | method | " + " | ".join(f"{length:,}" for length in lengths) + " |"]
-    lines.append("|---" * (len(lengths) + 2) + "|")
-    for task in TASKS:
-        for method in dict.fromkeys(cell["method"] for cell in cells):
-            shown = []
-            for length in lengths:
-                mine = [c for c in cells if (c["task"], c["method"], c["length"]) == (task, method, length)]
-                asked = sum(cell["asked"] for cell in mine)
-                shown.append(f"{100 * sum(cell['right'] for cell in mine) / asked:.1f}" if asked else "-")
-            lines.append(f"| {task} | {method} | " + " | ".join(shown) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """Trains, asks, and writes the table."""
+    """Trains, asks, and writes the table and the heat maps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--media", type=Path, help="vectors of digits; by default a file of the output, encoded once")
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument(
-        "--rows", type=int, default=8, help="rows of a step at the final length; shorter ones are more"
-    )
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--tokens", type=int, default=4096, help="of a step; at least a row of each task")
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--first-length", type=int, default=64)
-    parser.add_argument("--right", type=float, default=0.9, help="share of right digits at which rows get longer")
+    parser.add_argument("--right", type=float, default=0.9, help="share of right answers at which rows get longer")
     parser.add_argument("--save-every", type=int, default=50)
     parser.add_argument("--stop-after", type=int, help="stop training at this step")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384, 32768])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--depths", type=int, default=5)
+    parser.add_argument(
+        "--far", type=int, default=8192, help=f"longer rows are read by {', '.join(FAR_METHODS)} alone"
+    )
     parser.add_argument("--questions", type=int, default=200, help="of each cell, at least")
-    parser.add_argument("--evaluate-last", type=int, default=8, help="tokens of a length that the question takes")
     for name, default in asdict(Study()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     study = Study(**{name: getattr(options, name) for name in asdict(Study())})
-    model = train(study, options)
-    if model is None:
+    media = load_media(options.media or options.output / "media.safetensors")
+    trained = train(study, options, media)
+    if trained is None:
         return
-    text = table(evaluate(model, study, options))
-    (options.output / "table.md").write_text(text, encoding="utf-8")
-    print(text)
+    cells = evaluate(trained, study, options, media)
+    (options.output / "table.md").write_text(table(cells, tuple(TASKS)), encoding="utf-8")
+    heat_maps(cells, tuple(TASKS), options.output)
+    print(table(cells, tuple(TASKS)))
 
 
 if __name__ == "__main__":

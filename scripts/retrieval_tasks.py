@@ -1,111 +1,118 @@
-"""Retrieval in long rows: facts `NOTE a b d d d END` among filler, and questions `ASK a b` that want the digits.
+"""Retrieval in long rows: facts `first last value` among filler, and at the end questions `first last` that want it.
 
-Three tasks: `passkey` (one fact), `needles` (eight facts), `lookup` (facts all the way, no filler). A row to train on
-asks at many places, so that much of it teaches; questions behind a prompt to test on are about facts at some depth.
+Two names are a key, and no key comes twice in a row. A value is a number in one token or, in the tasks `picture` and
+`speech`, a placeholder for a digit that is seen or heard. The tasks differ in how thick the facts lie. Questions come
+behind each other, each with its answer, as they do in a row to train on: so one reading of a row asks many.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-PAD, NOTE, ASK, END = range(4)
-DIGITS = range(4, 14)
-NAMES = range(14, 142)
-WORDS = range(142, 256)
-VOCABULARY = 256
-ANSWER = 3
-FACT = 3 + ANSWER + 1
+PAD, IMAGE, AUDIO = range(3)
+NUMBERS = range(8, 108)
+FIRST = range(108, 172)
+LAST = range(172, 236)
+WORDS = range(236, 384)
+VOCABULARY = 384
+FACT = 3
 """Tokens of a fact, and of a question with its answer."""
-TASKS = ("passkey", "needles", "lookup")
-FACTS = {"passkey": 1, "needles": 8}
 IGNORED = -100
-
-Key = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A prompt, and questions about it: the ids `[ASK, a, b]` of each, and the digits that answer it."""
+class Task:
+    """How the facts of a row lie.
 
-    ids: list[int]
-    questions: list[tuple[list[int], list[int]]]
+    Attributes:
+        spacing: tokens of the row for each fact.
+        together: facts that stand behind each other.
+        media: the placeholder that stands for the value, if it is one.
+    """
 
-
-class Writer:
-    """Draws keys, digits and words; no key comes twice."""
-
-    def __init__(self, generator: torch.Generator):
-        self.generator = generator
-        self.facts: dict[Key, list[int]] = {}
-
-    def below(self, limit: int) -> int:
-        """A number in `[0, limit)`."""
-        return int(torch.randint(limit, (1,), generator=self.generator))
-
-    def words(self, count: int) -> list[int]:
-        """Filler."""
-        return torch.randint(WORDS.start, WORDS.stop, (count,), generator=self.generator).tolist()
-
-    def fact(self) -> list[int]:
-        """A new fact."""
-        key = (NAMES[self.below(len(NAMES))], NAMES[self.below(len(NAMES))])
-        while key in self.facts:
-            key = (NAMES[self.below(len(NAMES))], NAMES[self.below(len(NAMES))])
-        self.facts[key] = [DIGITS[self.below(10)] for _ in range(ANSWER)]
-        return [NOTE, *key, *self.facts[key], END]
-
-    def question(self) -> tuple[list[int], list[int]]:
-        """A question about any fact so far, and its answer."""
-        key = list(self.facts)[self.below(len(self.facts))]
-        return [ASK, *key], self.facts[key]
+    spacing: int
+    together: int = 1
+    media: int | None = None
 
 
-def training_row(task: str, length: int, generator: torch.Generator) -> tuple[list[int], list[int]]:
-    """Ids and labels of one row. Only answers are learnt.
+TASKS = {
+    "passkey": Task(256),
+    "needles": Task(64, together=8),
+    "lookup": Task(8),
+    "picture": Task(256, media=IMAGE),
+    "speech": Task(256, media=AUDIO),
+}
+FEWEST, MOST = 5, 1000
+"""Facts of a row: one for each fifth of it at least."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one task and length.
+
+    Attributes:
+        ids: `[rows, length]`, answers included.
+        asked: `[questions]`, the place of each answer; the token before it is to tell it.
+        depth: `[rows, questions]`, where the fact stands, 0 for the start of what is before the questions, below 1.
+        digits: `[rows, facts]`, the digits that the placeholders stand for, in the order of the row; None without.
+    """
+
+    ids: torch.Tensor
+    asked: torch.Tensor
+    depth: torch.Tensor
+    digits: torch.Tensor | None
+
+    @property
+    def answers(self) -> torch.Tensor:
+        """`[rows, questions]`."""
+        return self.ids[:, self.asked]
+
+
+def facts_of(task: Task, length: int) -> int:
+    """How many facts a row of `length` tokens holds."""
+    return min(max(length // task.spacing, FEWEST), MOST)
+
+
+def make_rows(name: str, rows: int, length: int, generator: torch.Generator, facts: int | None = None) -> Rows:
+    """Rows of `length` tokens: filler with facts at random places, then a question about each fact, in any order.
+
+    Args:
+        facts: how many; by default as many as the task wants.
 
     Raises:
-        ValueError: the task is not one of `TASKS`.
+        ValueError: the task is not one of `TASKS`, or the facts and their questions do not fit.
     """
-    if task not in TASKS:
-        raise ValueError(f"task {task!r} is not one of {TASKS}")
-    writer = Writer(generator)
-    limit = FACTS.get(task, length)
-    ids = writer.words(writer.below(8))
-    labels = [IGNORED] * len(ids)
-    while len(ids) < length:
-        draw = writer.below(2 if task == "lookup" else 4)
-        if not writer.facts or (draw == 0 and len(writer.facts) < limit):
-            new = writer.fact()
-            taught = [IGNORED] * len(new)
-        elif draw < 3:
-            asked, answer = writer.question()
-            new, taught = [*asked, *answer, END], [IGNORED] * 3 + answer + [IGNORED]
-        else:
-            new = writer.words(1 + writer.below(24))
-            taught = [IGNORED] * len(new)
-        ids, labels = ids + new, labels + taught
-    return ids[:length], labels[:length]
+    if name not in TASKS:
+        raise ValueError(f"task {name!r} is not one of {tuple(TASKS)}")
+    task = TASKS[name]
+    facts = facts_of(task, length) if facts is None else facts
+    if 2 * FACT * facts > length:
+        raise ValueError(f"task {name!r}: {facts} facts and their questions do not fit into {length} tokens")
+
+    def below(limit: int, *shape: int) -> torch.Tensor:
+        return torch.randint(limit, shape, generator=generator)
+
+    def shuffled(count: int, wanted: int) -> torch.Tensor:
+        return torch.stack([torch.randperm(count, generator=generator)[:wanted] for _ in range(rows)])
+
+    key, number = shuffled(len(FIRST) * len(LAST), facts), below(10 if task.media else 100, rows, facts)
+    names = (key // len(LAST) + FIRST.start, key % len(LAST) + LAST.start)
+    value = number + NUMBERS.start
+    shown = torch.full_like(value, task.media) if task.media else value
+    room = length - FACT * facts  # for what stands before the questions
+    places = _places(task.together, facts, room, rows, generator)
+    ids = below(len(WORDS), rows, length) + WORDS.start
+    for offset, part in enumerate((*names, shown)):
+        ids.scatter_(1, places + offset, part)
+    order = shuffled(facts, facts)
+    question = torch.stack([part.gather(1, order) for part in (*names, value)], dim=-1)
+    ids[:, room:] = question.flatten(1)
+    asked = torch.arange(room + FACT - 1, length, FACT)
+    return Rows(ids, asked, places.gather(1, order) / room, number if task.media else None)
 
 
-def prompt_at(task: str, length: int, depth: float, questions: int, generator: torch.Generator) -> Prompt:
-    """A prompt of `length` tokens whose asked facts begin at `depth` of it (0: the start, 1: the end).
-
-    Raises:
-        ValueError: the facts do not fit.
-    """
-    writer = Writer(generator)
-    asked = min(questions, FACTS.get(task, questions))
-    if asked * FACT > length:
-        raise ValueError(f"{asked} facts of {FACT} tokens do not fit into {length}")
-    before = round(depth * (length - asked * FACT))
-    after = length - before - asked * FACT
-
-    def around(count: int) -> list[int]:
-        facts = [token for _ in range(count // FACT) for token in writer.fact()] if task == "lookup" else []
-        return facts + writer.words(count - len(facts))
-
-    ids = around(before)
-    known = len(writer.facts)
-    ids += [token for _ in range(asked) for token in writer.fact()]
-    wanted = list(writer.facts.items())[known:]
-    return Prompt(ids + around(after), [([ASK, *key], answer) for key, answer in wanted])
+def _places(together: int, facts: int, room: int, rows: int, generator: torch.Generator) -> torch.Tensor:
+    """Where facts begin within `room` tokens, `[rows, facts]`, rising; `together` of them touch."""
+    groups = -(-facts // together)
+    before = torch.randint(room - FACT * facts + 1, (rows, groups), generator=generator).sort().values  # filler
+    return before.repeat_interleave(together, dim=1)[:, :facts] + FACT * torch.arange(facts)

@@ -4,6 +4,7 @@ A checkpoint is written by all ranks at once, each its part (torch.distributed.c
 them, under DDP, FSDP2 or in a single process. Frozen parameters are not written: the stage's start has them.
 """
 
+import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -23,8 +24,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from transformers import Trainer
 
+from mixlora.training.stopping import room_on_disk
+
 STATE = "state"
 SCHEDULER = "scheduler.pt"
+RUNNING = "running.json"
 TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
@@ -39,7 +43,24 @@ def full_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 class ResumableTrainer(Trainer):
-    """Writes and reads its own checkpoints; those of DeepSpeed are left to transformers."""
+    """Writes and reads its own checkpoints; those of DeepSpeed are left to transformers.
+
+    Attributes:
+        to_restore: what a checkpoint says of the running figures and the data; empty in a training that begins.
+    """
+
+    to_restore: dict[str, Any] = {}
+
+    def running_state(self) -> dict[str, Any]:
+        """What lies between two points of the log, as JSON; to be called by all ranks."""
+        return {}
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        before = Path(self.args.output_dir).glob("checkpoint-*")
+        newest = max((path.name for path in before), key=lambda name: int(name.rpartition("-")[2]), default=None)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with room_on_disk(folder, f"from {newest}" if newest else "from the begin of the stage"):
+            super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Makes the folder of a checkpoint; what is in it is written with the optimizer's state."""
@@ -61,6 +82,9 @@ class ResumableTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         folder = Path(output_dir)
+        running = self.running_state()
+        if self.args.should_save:
+            (folder / RUNNING).write_text(json.dumps(running), encoding="utf-8")
         with _alone():
             checkpoint.save(self._training_state(), checkpoint_id=folder / STATE)
         if self.args.should_save:

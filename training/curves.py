@@ -28,7 +28,7 @@ def write_curves(output: Path, folders: Sequence[Path]) -> None:
     """
     finished = [folder for folder in folders if (folder / "log.json").is_file()]
     missing = [folder for folder in finished if not (folder / NAME).is_file()]
-    if not (missing or (finished and not (output / NAME).is_file())) or not _can_draw():
+    if not (missing or (finished and not (output / NAME).is_file())) or not can_draw():
         return
     logs = {folder: json.loads((folder / "log.json").read_text(encoding="utf-8")) for folder in finished}
     for folder in missing:
@@ -64,11 +64,12 @@ def draw_curves(logs: Mapping[str, Points], path: Path) -> None:
 
 
 @functools.cache
-def _can_draw() -> bool:
-    """Whether matplotlib is there; if not, the first call says so."""
+def can_draw() -> bool:
+    """Whether matplotlib and jinja2 are there; if not, the first call says so."""
     try:
+        import jinja2  # noqa: F401
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        print(f"  no {NAME}: that needs matplotlib, pip install 'mixlora-multimodal[report]'")
+        print(f"  no {NAME} and report.html: these need pip install 'mixlora-multimodal[report]'")
         return False
     return True

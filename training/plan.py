@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mixlora.training.data.batches import BatchPlan
 from mixlora.training.data.collate import Example
 from mixlora.training.objectives import IGNORED
 from mixlora.training.stages import Stage
@@ -25,6 +24,7 @@ class StagePlan:
         tokens, learnt: tokens of all batches, padding left out, and those among them that are learnt.
         largest: tokens of the largest batch, padding included.
         copies: parameters that are kept twice, as the reference of preferences.
+        sampled: of data that are read while training, the batches by which tokens were estimated; else 0.
     """
 
     name: str
@@ -38,6 +38,7 @@ class StagePlan:
     learnt: int
     largest: int
     copies: int = 0
+    sampled: int = 0
 
     @property
     def state_bytes(self) -> int:
@@ -47,33 +48,48 @@ class StagePlan:
 
     def __str__(self) -> str:
         memory = f"{self.state_bytes / 2**20:,.0f} MiB"
+        examples = f"{self.examples:,} examples; " if self.examples else ""
+        about = f" (estimated by the first {self.sampled:,} batches)" if self.sampled else ""
         return "\n".join(
             [
-                f"  {self.examples:,} examples; {self.steps:,} steps of {self.batches:,} batches",
-                f"  {self.tokens:,} tokens, {self.learnt:,} of them learnt; the largest batch has {self.largest:,}",
+                f"  {examples}{self.steps:,} steps of {self.batches:,} batches",
+                f"  {self.tokens:,} tokens, {self.learnt:,} of them learnt; the largest batch has {self.largest:,}"
+                + about,
                 f"  {memory} for weights, gradients and AdamW in float32; activations come on top",
             ]
         )
 
 
-def plan_stage(stage: Stage, model: Any, examples: Sequence[Example], batches: BatchPlan) -> StagePlan:
-    """The plan of a stage whose parameters have been selected."""
+def plan_stage(stage: Stage, model: Any, examples: int, batches: Sequence[Sequence[Example]], total: int) -> StagePlan:
+    """The plan of a stage whose parameters have been selected.
+
+    Args:
+        examples: how many there are; 0 where nobody knows.
+        batches: all batches of the stage, or the first ones, of which the others are taken to be like.
+        total: how many batches there will be.
+    """
     groups = model.parameter_groups()
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     counts = {group: sum(sizes[name] for name in names) for group, names in groups.items()}
     trained = {group: count for group, count in counts.items() if group in stage.train}
-    drawn = [examples[place] for batch in batches for place in batch]
-    answers = [each for example in drawn for each in (example, example.rejected) if each is not None]
+    answers = [
+        each for batch in batches for example in batch for each in (example, example.rejected) if each is not None
+    ]
+
+    def of_all(tokens: int) -> int:
+        return round(tokens * total / len(batches))
+
     return StagePlan(
         name=stage.name,
         trained=trained,
         frozen={group: count for group, count in counts.items() if group not in stage.train},
         tensors=frozenset(name for group in trained for name in groups[group]),
-        examples=len(examples),
-        batches=len(batches),
-        steps=-(-len(batches) // stage.gradient_accumulation),
-        tokens=sum(len(answer.ids) for answer in answers),
-        learnt=sum(int((answer.labels != IGNORED).sum()) for answer in answers),
-        largest=max(len(batch) * max(examples[place].size for place in batch) for batch in batches),
+        examples=examples,
+        batches=total,
+        steps=-(-total // stage.gradient_accumulation),
+        tokens=of_all(sum(len(answer.ids) for answer in answers)),
+        learnt=of_all(sum(int((answer.labels != IGNORED).sum()) for answer in answers)),
+        largest=max(len(batch) * max(example.size for example in batch) for batch in batches),
         copies=sum(trained.values()) if stage.teacher == SELF and not stage.teacher_cache else 0,
+        sampled=len(batches) if len(batches) < total else 0,
     )

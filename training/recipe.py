@@ -1,15 +1,20 @@
 """A recipe read from YAML, with `key=value` overrides from the command line."""
 
 import dataclasses
-import difflib
+import types
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+import mixlora
+from mixlora.training.settings import nearest
 from mixlora.training.stages import Recipe, RecipeError, Stage
 
 PACKAGED = Path(__file__).parent / "recipes"
+BESIDE = "recipe:"
+"""In front of a path: it counts from the recipe's folder, not from where one works."""
+EMBEDDED = "embedded"
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -46,7 +51,25 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(f"{path}: each stage must be a mapping")
     for override in overrides or []:
         _override(raw, override)
+    _resolve(raw, path.parent)
     return _build(Recipe, raw, str(path))
+
+
+def _resolve(raw: dict[str, Any], folder: Path) -> None:
+    """Writes out, in place, paths that count from the recipe, and the name of the embedded checkpoint."""
+
+    def path_of(text: Any) -> Any:
+        if text == EMBEDDED:
+            return mixlora.default_checkpoint()
+        return str(folder / text.removeprefix(BESIDE)) if str(text).startswith(BESIDE) else text
+
+    raw |= {key: path_of(raw[key]) for key in ("model",) if key in raw}
+    for stage in raw["stages"]:
+        stage |= {key: path_of(stage[key]) for key in ("teacher",) if key in stage}
+        sources = stage.get("data")
+        for source in sources if isinstance(sources, list) else []:
+            if isinstance(source, dict) and "path" in source:
+                source["path"] = path_of(source["path"])
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -96,6 +119,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise RecipeError(f"{where}: expected a list, got {value!r}")
         return [_convert(get_args(hint)[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if get_origin(hint) is types.UnionType:  # of a single value and a mapping
+        single, mapping = get_args(hint)
+        return _convert(mapping if isinstance(value, dict) else single, value, where)
     if get_origin(hint) is dict:
         if not isinstance(value, dict):
             raise RecipeError(f"{where}: expected a mapping, got {value!r}")
@@ -118,9 +144,3 @@ def _check_key(kind: type, key: str, where: str) -> None:
     known = [entry.name for entry in dataclasses.fields(kind)]
     if key not in known:
         raise RecipeError(f"{where}: unknown key {key!r}{nearest(key, known)}")
-
-
-def nearest(key: str, known: Any) -> str:
-    """`; did you mean 'x'?` for the nearest of `known`, or the whole list where none is near."""
-    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"

@@ -1,198 +1,26 @@
-"""What a training is made of: a recipe of stages, their sources, and the settings of their objectives."""
+"""What a training is made of: a recipe of stages in order."""
 
-import re
 from dataclasses import dataclass, field
-from typing import Any
 
-from mixlora.training.objectives import DIVERGENCES, PREFERENCES
+from mixlora.training.data.settings import Augment, Source
+from mixlora.training.settings import Experts, Mimic, Preference, RecipeError, cache_form, nearest
+
+__all__ = [
+    "Augment",
+    "Experts",
+    "Mimic",
+    "Preference",
+    "Recipe",
+    "RecipeError",
+    "Source",
+    "Stage",
+    "cache_form",
+]
 
 OBJECTIVES = ("sft", "mimic", "preference")
-CACHE_DTYPES = ("float32", "bfloat16", "float16")
-SAMPLERS = ("student", "teacher")
 SCHEDULES = ("cosine", "linear", "constant")
-NOISES = ("white", "pink", "babble")
-OPERATIONS = {
-    "audio": ("speed", "room", "noise"),
-    "image": ("rotation", "shift", "scale", "clutter", "blur", "polarity"),
-}
-
-
-class RecipeError(ValueError):
-    """A recipe or an override that can't be run, with the place and what was expected there."""
-
-
-def cache_form(text: str) -> tuple[str, int]:
-    """Kind and number of a `teacher_cache`: a dtype or `log_probs` (0), `top` or `sample` with the tokens a position.
-
-    Raises:
-        RecipeError: none of these.
-    """
-    if text in (*CACHE_DTYPES, "log_probs"):
-        return text, 0
-    if match := re.fullmatch(r"(top|sample)([1-9]\d*)", text):
-        return match[1], int(match[2])
-    raise RecipeError(
-        f"teacher_cache {text!r} is not one of {', '.join(CACHE_DTYPES)}, log_probs, topN or sampleN, such as top64"
-    )
-
-
-@dataclass(frozen=True)
-class Source:
-    """One JSONL file of training rows."""
-
-    path: str
-    """The file; media paths in it are relative to its folder."""
-    weight: float = 1.0
-    """How often a row is seen in an epoch: 0.5 takes another half each epoch, 2 takes each row twice."""
-    limit: int = 0
-    """Only the first so many rows; 0 takes them all."""
-
-    def __post_init__(self) -> None:
-        if self.weight <= 0 or self.limit < 0:
-            raise RecipeError(f"{self.path}: weight {self.weight} must be above 0, limit {self.limit} at least 0")
-
-
-@dataclass(frozen=True)
-class Augment:
-    """Views of a stage's media: what may be done to a clip or a picture, and how often each file is drawn anew."""
-
-    views: int = 1
-    """Views of each file, the plain one among them. A row's draws take them in turn: one view each time it is seen."""
-    seed: int = 0
-    """Of the views; apart from the recipe's, so that trainings with other seeds share cached features."""
-    chance: float = 1.0
-    """How likely each operation is to act on a view that is not the plain one."""
-    speed: list[float] = field(default_factory=list)
-    """Clips: lowest and highest factor, such as [0.9, 1.1]; pitch goes along."""
-    room: list[float] = field(default_factory=list)
-    """Clips: shortest and longest reverberation in seconds, until it is 60 dB down."""
-    noise: list[str] = field(default_factory=list)
-    """Clips: kinds to draw one of: white, pink, babble (several other clips of the stage at once)."""
-    snr: list[float] = field(default_factory=lambda: [5.0, 20.0])
-    """Lowest and highest level of the clip over that noise, in dB."""
-    rotation: float = 0.0
-    """Pictures: largest angle to either side, in degrees."""
-    shift: float = 0.0
-    """Pictures: largest shift along each axis, as a share of its side."""
-    scale: list[float] = field(default_factory=list)
-    """Pictures: smallest and largest factor, such as [0.8, 1.2]."""
-    clutter: int = 0
-    """Pictures: at most so many thin lines and blobs, in the outer sixth of its sides."""
-    blur: float = 0.0
-    """Pictures: largest radius, as a share of the longer side."""
-    polarity: float = 0.0
-    """Pictures: how likely bright and dark change places."""
-
-    def __post_init__(self) -> None:
-        for name in ("speed", "room", "snr", "scale"):
-            pair = getattr(self, name)
-            if pair and (len(pair) != 2 or pair[0] > pair[1] or (name != "snr" and pair[0] <= 0)):
-                raise RecipeError(f"augment: {name} {pair} is not a lowest and a highest value")
-        if wrong := [kind for kind in self.noise if kind not in NOISES]:
-            raise RecipeError(f"augment: noise {wrong} is not among {', '.join(NOISES)}")
-        if self.noise and not self.snr:
-            raise RecipeError("augment: noise needs snr, a lowest and a highest value in dB")
-        if min(self.rotation, self.clutter) < 0 or not all(
-            0 <= share <= 1 for share in (self.chance, self.shift, self.blur, self.polarity)
-        ):
-            raise RecipeError(
-                "augment: rotation and clutter must be at least 0, chance, shift, blur and polarity from 0 to 1"
-            )
-        asked = [name for kind in OPERATIONS for name in self.operations(kind)]
-        if self.views < 1 or (self.views > 1) != bool(asked):
-            raise RecipeError(
-                f"augment: give views of at least 2 and an operation, or neither, got views {self.views} and {asked}"
-            )
-
-    def operations(self, kind: str) -> dict[str, Any]:
-        """What may be done to media of a kind (`image` or `audio`), with the values given."""
-        return {name: value for name in OPERATIONS[kind] if (value := getattr(self, name))}
-
-
-@dataclass(frozen=True)
-class Mimic:
-    """How a stage with `objective: mimic` follows its teacher; see `mixlora.training.objectives.mimic_loss`."""
-
-    divergence: str = "forward_kl"
-    """forward_kl, reverse_kl, jsd, tv or skew_kl, from the teacher's next-token distribution."""
-    temperature: float = 1.0
-    """Divides the logits of both."""
-    beta: float = 0.5
-    """Of jsd and skew_kl."""
-    t_squared: bool = False
-    """Multiply by the squared temperature."""
-    sft_weight: float = 0.0
-    """Share of the loss that is cross entropy."""
-    on_policy: float = 0.0
-    """Share of batches whose answers are drawn anew, by `sampled_by`, in place of the data's."""
-    sampled_by: str = "student"
-    """student, or teacher (a checkpoint of ours)."""
-    max_new_tokens: int = 64
-    """An answer that is drawn is cut after so many tokens."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.on_policy <= 1 or self.sampled_by not in SAMPLERS or self.max_new_tokens < 1:
-            raise RecipeError(
-                f"mimic: on_policy {self.on_policy} is a share from 0 to 1, sampled_by {self.sampled_by!r} one of "
-                f"{', '.join(SAMPLERS)}, max_new_tokens {self.max_new_tokens} at least 1"
-            )
-        if self.divergence not in DIVERGENCES:
-            raise RecipeError(f"mimic: divergence {self.divergence!r} is not one of {', '.join(DIVERGENCES)}")
-        if self.temperature <= 0:
-            raise RecipeError(f"mimic: temperature {self.temperature} must be above 0")
-        if not 0 < self.beta < 1 or not 0 <= self.sft_weight < 1:
-            raise RecipeError(
-                f"mimic: beta {self.beta} must lie between 0 and 1, sft_weight {self.sft_weight} below 1"
-            )
-
-
-@dataclass(frozen=True)
-class Preference:
-    """The loss of a stage with `objective: preference`; see `mixlora.training.objectives.preference_loss`."""
-
-    kind: str = "sigmoid"
-    """sigmoid (DPO), ipo, hinge or kto_pair."""
-    beta: float = 0.1
-    """How strongly the reference holds the policy."""
-    label_smoothing: float = 0.0
-    """Share of pairs taken to be the wrong way round; of sigmoid alone."""
-    sft_weight: float = 0.0
-    """Cross entropy of the chosen answers, times this, is added."""
-    mimic_weight: float = 0.0
-    """The divergence from the teacher on the chosen answers (forward_kl), times this, is added."""
-    llavamod_compat: bool = False
-    """kto_pair with gradients through its baseline, as LLaVA-MoD released it."""
-
-    def __post_init__(self) -> None:
-        if self.kind not in PREFERENCES:
-            raise RecipeError(f"preference: kind {self.kind!r} is not one of {', '.join(PREFERENCES)}")
-        if self.beta <= 0 or min(self.sft_weight, self.mimic_weight) < 0:
-            raise RecipeError(
-                f"preference: beta {self.beta} must be above 0, sft_weight {self.sft_weight} and mimic_weight "
-                f"{self.mimic_weight} at least 0"
-            )
-        if not 0 <= self.label_smoothing < 0.5 or (self.label_smoothing and self.kind != "sigmoid"):
-            raise RecipeError(
-                f"preference: label_smoothing {self.label_smoothing} is below 0.5, and for sigmoid alone"
-            )
-
-
-@dataclass(frozen=True)
-class Experts:
-    """LoRA experts of the adapters that a stage trains; see `model.split_adapter`."""
-
-    count: int = 0
-    """The trained adapters become so many copies of themselves first; 0 leaves them as they are."""
-    top_k: int = 2
-    """Of new experts: how many a token takes."""
-    balance_weight: float = 0.01
-    """Times this, how unevenly the experts are used is added to the loss; 1 is even, and one term a forward pass."""
-
-    def __post_init__(self) -> None:
-        if self.count and (self.count < 2 or not 1 <= self.top_k <= self.count):
-            raise RecipeError(f"experts: count {self.count} must be at least 2, top_k {self.top_k} from 1 to count")
-        if self.balance_weight < 0:
-            raise RecipeError(f"experts: balance_weight {self.balance_weight} must be at least 0")
+DEFAULT = "default"
+"""In `learning_rate`: all groups that it does not name."""
 
 
 @dataclass(frozen=True)
@@ -204,9 +32,9 @@ class Stage:
     train: list[str]
     """Parameter groups to train, names of `model.parameter_groups()`; all other parameters stay bit-equal."""
     data: list[Source]
-    """Files whose rows are mixed."""
-    learning_rate: float
-    """Peak of the schedule."""
+    """Where rows come from; they are mixed."""
+    learning_rate: float | dict[str, float]
+    """Peak of the schedule; or one for each trained group, such as `{default: 1e-4, speech_tower: 1e-5}`."""
     objective: str = "sft"
     """sft (cross entropy of the answers), mimic (a teacher's distribution) or preference (chosen over rejected)."""
     teacher: str = ""
@@ -250,7 +78,15 @@ class Stage:
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm; 0 leaves them."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass, in towers and decoder: less memory, more time."""
+    bf16: bool = False
+    """Compute in bfloat16 (autocast); weights, gradients of weights and optimizer stay float32."""
+    max_broken: int = 0
+    """So many rows that can't be used are named and passed over; one more ends the run."""
+    streaming: bool = False
+    """Read rows while training, not before: for data that take too long to look through. Needs `max_steps`."""
+    window: int = 1000
+    """With `streaming`: rows that are mixed and sorted by length at a time."""
     logging_steps: int = 10
     """Steps between two points of the loss curve."""
     save_steps: int = 200
@@ -264,6 +100,9 @@ class Stage:
             given = [key for key in pair if getattr(self, key) > 0]
             if len(given) != 1:
                 raise RecipeError(f"{where}: give exactly one of {pair[0]} and {pair[1]}, got {given or 'neither'}")
+        self._check_rates(where)
+        if self.streaming:
+            self._check_streaming(where)
         if not self.train or not self.data:
             raise RecipeError(f"{where}: train and data must each name at least one, got {self.train} and {self.data}")
         if wrong := sorted(set(self.copy) - set(self.train)):
@@ -302,8 +141,36 @@ class Stage:
             raise RecipeError(f"{where}: ctc_weight {self.ctc_weight} is a share of the loss, from 0 to 1")
         if not 0 <= self.mask_time < 1:
             raise RecipeError(f"{where}: mask_time {self.mask_time} is a share of the frames, from 0 to below 1")
+        if self.max_broken < 0:
+            raise RecipeError(f"{where}: max_broken {self.max_broken} must be at least 0")
         if not 0 <= self.warmup < 1:
             raise RecipeError(f"{where}: warmup {self.warmup} is a share of the steps, from 0 to below 1")
+
+    def rate_of(self, group: str) -> float:
+        """Peak of the learning rate of a group."""
+        if isinstance(self.learning_rate, dict):
+            return self.learning_rate.get(group, self.learning_rate.get(DEFAULT, 0.0))
+        return self.learning_rate
+
+    def _check_rates(self, where: str) -> None:
+        rates = self.learning_rate if isinstance(self.learning_rate, dict) else {DEFAULT: self.learning_rate}
+        for group, rate in rates.items():
+            if not 0 < rate < float("inf"):
+                raise RecipeError(f"{where}: learning_rate of {group} is {rate}, and must be above 0")
+            if group != DEFAULT and group not in self.train:
+                raise RecipeError(
+                    f"{where}: learning_rate of {group}, which this stage does not train{nearest(group, self.train)}"
+                )
+        if without := [group for group in self.train if DEFAULT not in rates and group not in rates]:
+            raise RecipeError(f"{where}: no learning_rate for {', '.join(without)}; name it, or give a {DEFAULT}")
+
+    def _check_streaming(self, where: str) -> None:
+        if not self.max_steps:
+            raise RecipeError(f"{where}: streaming needs max_steps, since nobody counts the rows beforehand")
+        if self.teacher_cache or "babble" in self.augment.noise:
+            raise RecipeError(f"{where}: with streaming, rows are not known beforehand: no teacher_cache, no babble")
+        if self.window < 1:
+            raise RecipeError(f"{where}: window {self.window} must be at least 1")
 
     def _check_cache(self, where: str) -> None:
         """Raises RecipeError where the stage can't learn from what it keeps of its teacher."""
@@ -324,13 +191,15 @@ class Recipe:
     """A training: the checkpoint to start from, and the stages in order."""
 
     model: str
-    """Folder or hub id of the checkpoint to start from, processor included."""
+    """Folder or hub id of the checkpoint to start from, processor included; `embedded` is the one in the package."""
     stages: list[Stage] = field(default_factory=list)
     """Run in order, each from the one before."""
     seed: int = 0
     """Of the data order, the dropout and whatever else is drawn."""
     cache: str = ""
     """Folder of frozen tower features; a folder `features` in the output by default."""
+    tensorboard: bool = False
+    """Write the figures for TensorBoard as well, into `tensorboard` in each stage's folder; needs that package."""
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]

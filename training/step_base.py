@@ -13,11 +13,12 @@ from mixlora.training.teacher import NOT_THE_STUDENTS, Teacher
 
 Inputs = dict[str, Any]
 NumItems = torch.Tensor | int | None
-Outcome = tuple[torch.Tensor, dict[str, float]]
+Outcome = tuple[torch.Tensor, dict[str, Any]]
 Step = Callable[[Any, Inputs, NumItems], Outcome]
 """Model (perhaps wrapped), inputs with labels, and the labelled tokens of the optimizer step -> loss and figures.
 
-The loss is this process's share: those of all ranks add up to the loss of the batch. Figures are those of all ranks.
+The loss is this process's share: those of all ranks add up to the loss of the batch. Figures are those of all ranks;
+but `row_losses`, where it is given, has the losses of this process's rows, `[rows, 2]`: their sums, and their tokens.
 What runs the model does so inside the forward of what wraps it, so that DDP, FSDP and their like see it.
 """
 

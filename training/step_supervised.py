@@ -9,7 +9,7 @@ from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.modeling.projectors import CTC_SHARPNESS
 from mixlora.modeling.ranks import in_process_group, sum_over_ranks
 from mixlora.training.expert_adapters import Balance
-from mixlora.training.objectives import ctc_loss, ctc_targets, next_token_loss, supervised_positions
+from mixlora.training.objectives import ctc_loss, ctc_targets, next_token_losses, response_mask
 from mixlora.training.step_base import Inputs, NumItems, Outcome
 
 
@@ -29,20 +29,30 @@ class SupervisedStep:
 
     def __call__(self, model: Any, inputs: Inputs, num_items: NumItems) -> Outcome:
         """Logits are made only where a token is labelled."""
-        if not self.ctc_weight:
-            return self._cross_entropy(model, inputs, num_items, self.balance)
-        outcome: Outcome = model(within=lambda inner: self._with_ctc(inner, inputs, num_items))
+        if self.ctc_weight:
+            outcome: Outcome = model(within=lambda inner: self._with_ctc(inner, inputs, num_items))
+        else:
+            outcome = model(within=lambda inner: self._cross_entropy(inner, inputs, num_items, self.balance))
         return outcome
 
     @staticmethod
     def _cross_entropy(
         model: Any, inputs: Inputs, num_items: NumItems, balance: Balance, weight: float = 1.0
     ) -> Outcome:
-        """`weight` times the cross entropy, and the balance."""
-        positions, targets = supervised_positions(inputs["labels"])
+        """`weight` times the cross entropy, and the balance. Each row has logits where it is labelled itself.
+
+        `row_losses` has the sum of each row's losses, and their number.
+        """
+        labels = inputs["labels"]
         rest = {name: value for name, value in inputs.items() if name != "labels"}
-        outputs = model(**rest, logits_to_keep=positions, **balance.wanted(inputs["labels"]))
-        return balance(weight * next_token_loss(outputs.logits, targets, num_items), outputs, {})
+        outputs = model.model(**rest, use_cache=False, **balance.wanted(labels))
+        predicting = response_mask(labels)
+        logits = model.lm_head(outputs.last_hidden_state[predicting])  # [labelled tokens, vocabulary]
+        losses = next_token_losses(logits[None], labels[:, 1:][predicting[:, :-1]][None])[0]
+        loss = losses.sum() / (num_items if num_items is not None else max(len(losses), 1))
+        counted = predicting.sum(1)
+        sums = losses.new_zeros(len(labels)).index_add(0, predicting.nonzero()[:, 0], losses.detach())
+        return balance(weight * loss, outputs, {"row_losses": torch.stack([sums, counted.to(sums.dtype)], dim=1)})
 
     def _with_ctc(self, model: Any, inputs: Inputs, num_items: NumItems) -> Outcome:
         heard = self._ctc(model, inputs, inputs["labels"])
@@ -51,7 +61,7 @@ class SupervisedStep:
             return heard, {}
         # Of several ranks each runs the decoder even where it counts for nothing, since its gradients are exchanged.
         balance = Balance() if alone else self.balance
-        loss, figures = self._cross_entropy(model.forward, inputs, num_items, balance, 1 - self.ctc_weight)
+        loss, figures = self._cross_entropy(model, inputs, num_items, balance, 1 - self.ctc_weight)
         return loss + self.ctc_weight * heard, figures
 
     def _ctc(self, model: MixLoraForConditionalGeneration, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:

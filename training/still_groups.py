@@ -5,14 +5,13 @@ nor its weights change. On several ranks it gets a gradient of zeros, so that al
 know the rows of all, and drop those gradients again before the optimizer acts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback
 
 from mixlora.modeling.configuration_mixlora import MODALITIES
-from mixlora.training.data.batches import BatchPlan
 from mixlora.training.data.collate import Example
 from mixlora.training.stages import Stage
 
@@ -22,11 +21,12 @@ class StillGroups(TrainerCallback):
 
     Args:
         model: the trained model; its router tells the adapter of a row.
-        plan: the batches of all ranks, as places in `examples`.
+        batch: number of a batch -> its examples, those of all ranks.
+        batches: how many there are.
     """
 
-    def __init__(self, model: Any, stage: Stage, examples: Sequence[Example], plan: BatchPlan):
-        self.router, self.stage, self.examples, self.plan = model.router, stage, examples, plan
+    def __init__(self, model: Any, stage: Stage, batch: Callable[[int], Sequence[Example]], batches: int):
+        self.router, self.stage, self.batch, self.batches = model.router, stage, batch, batches
         self.names: dict[str, list[str]] = {
             group: names
             for group, names in model.parameter_groups().items()
@@ -54,10 +54,10 @@ class StillGroups(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Drops gradients of zeros."""
         size = self.stage.gradient_accumulation
-        batches = self.plan.batches[state.global_step * size : (state.global_step + 1) * size]
+        first = state.global_step * size
         needed: set[str] = set()
-        for batch in batches:
-            of_batch = {group for place in batch for group in self.needed(self.examples[place])} & self.names.keys()
+        for number in range(first, min(first + size, self.batches)):
+            of_batch = {group for row in self.batch(number) for group in self.needed(row)} & self.names.keys()
             if not of_batch:  # the trainer gives a batch that trains nothing zeros for all, in one process as well
                 return
             needed |= of_batch

@@ -16,20 +16,22 @@ from accelerate import PartialState
 
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.modeling.processing_mixlora import MixLoraProcessor
-from mixlora.modeling.projectors import WhiteningProjector
-from mixlora.training.checkpoints import full_state
-from mixlora.training.curves import write_curves
-from mixlora.training.data.augment import Augmenter
-from mixlora.training.data.batches import BatchPlan, plan_batches
-from mixlora.training.data.collate import Example, Tokenizer, views_by_row
+from mixlora.training.begun import check_settings, write_json
+from mixlora.training.checkpoints import RUNNING, full_state
+from mixlora.training.data.check import BrokenRows
 from mixlora.training.data.media import Media
-from mixlora.training.data.rows import Row, RowError, read_rows
+from mixlora.training.data.rows import RowError
 from mixlora.training.expert_adapters import split_adapters
+from mixlora.training.groups import checked_routing, copy_groups, fit_basis, refuse_layerdrop, select_parameters
 from mixlora.training.plan import StagePlan, plan_stage
-from mixlora.training.recipe import find_recipe, load_recipe, nearest
+from mixlora.training.progress import Board, Progress
+from mixlora.training.recipe import find_recipe, load_recipe
+from mixlora.training.report import write_report
+from mixlora.training.stage_data import Streamed, stage_data
 from mixlora.training.stages import Recipe, RecipeError, Stage
 from mixlora.training.steps import build_step
 from mixlora.training.still_groups import StillGroups
+from mixlora.training.stopping import StopOnSignal, TrainingStopped, check_room, room_on_disk
 from mixlora.training.trainer import StageTrainer, last_checkpoint, training_arguments
 
 
@@ -52,7 +54,9 @@ def train(
         shard: of several processes each holds a part of the model, its gradients and its optimizer state (FSDP2).
 
     Raises:
-        RecipeError: a recipe that can't be run, a stage that was begun with other settings, or DeepSpeed.
+        RecipeError: a recipe that can't be run, or a stage that was begun with other settings.
+        RowError: too many rows that can't be used.
+        TrainingStopped: SIGTERM came, the disk is full, or the loss is no number; it says what to do.
     """
     plan = load_recipe(find_recipe(recipe), overrides)
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
@@ -76,9 +80,10 @@ def plan_recipe(recipe: Path, overrides: list[str] | None = None) -> list[StageP
     for number, stage in enumerate(whole.stages):
         print(f"==> stage {stage.name}")
         model, processor = _load(stage, whole.model, whole.seed, before=whole.stages[:number])
-        _checked_routing(stage, model.config)
-        examples = _examples(stage, model, processor, Media(model, processor), cache=None)
-        plans.append(plan_stage(stage, model, examples, _plan(stage, examples, whole.seed)))
+        checked_routing(stage, model.config)
+        media, broken = Media(model, processor), BrokenRows(stage.max_broken)
+        data = stage_data(stage, model, processor, media, None, whole.seed, broken)
+        plans.append(plan_stage(stage, model, len(data.examples), data.sample(), len(data)))
         print(plans[-1])
     return plans
 
@@ -87,7 +92,7 @@ def _run_stages(plan: Recipe, output: Path, cache_teacher: bool, shard: bool) ->
     start = plan.model
     folders = [output / f"{number:02d}-{stage.name}" for number, stage in enumerate(plan.stages, start=1)]
     for folder, stage in zip(folders, plan.stages, strict=True):
-        _check_settings(folder, {"start": start, "seed": plan.seed, **dataclasses.asdict(stage)})
+        check_settings(folder, {"start": start, "seed": plan.seed, **dataclasses.asdict(stage)})
         if (folder / "done.json").is_file():
             print(f"==> stage {stage.name}: finished before, kept in {folder}")
         elif cache_teacher:
@@ -100,7 +105,7 @@ def _run_stages(plan: Recipe, output: Path, cache_teacher: bool, shard: bool) ->
             _run(stage, plan, start, folder, Path(plan.cache or output / "features"), shard)
         start = str(folder)
         if PartialState().is_main_process:
-            write_curves(output, folders)
+            write_report(output, folders)
 
 
 def _run(
@@ -109,35 +114,63 @@ def _run(
     """One stage, from reading its start to writing its end, or up to what it reads from caches."""
     model, processor = _load(stage, start, recipe.seed)
     routing = dict(model.config.routing)
-    model.config.routing = _checked_routing(stage, model.config)
+    model.config.routing = checked_routing(stage, model.config)
     copy_groups(model, stage.copy)
     if stage.ctc_weight:
         fit_basis(model)
-    media = Media(model, processor, stage.mask_time)
-    examples = _examples(stage, model, processor, media, cache)
-    plan = _plan(stage, examples, recipe.seed)
+    media, broken = Media(model, processor, stage.mask_time), BrokenRows(stage.max_broken)
+    data = stage_data(stage, model, processor, media, cache, recipe.seed, broken)
     shard = shard and PartialState().num_processes > 1
-    step, collator = build_step(stage, model, processor, media, examples, cache, shard)
+    step, collator = build_step(stage, model, processor, media, data.examples, cache, shard)
     if cache_only:
         return
-    checkpoints = folder / "checkpoints"
+    check_room(folder, sum(each.numel() for each in model.parameters() if each.requires_grad))
+    checkpoints, on_signal = folder / "checkpoints", StopOnSignal()
+    callbacks: list[Any] = [Progress(PartialState().is_main_process), on_signal]
+    if recipe.tensorboard:
+        callbacks.append(Board(folder / "tensorboard"))
     args = training_arguments(stage, checkpoints, recipe.seed, shard)
-    trainer = StageTrainer(model, processor, examples, plan, collator, args, step)
     if args.world_size > 1:
         refuse_layerdrop(model)
-        trainer.add_callback(StillGroups(model, stage, examples, plan))
+        callbacks.append(StillGroups(model, stage, data.batch, len(data)))
+    trainer = StageTrainer(model, processor, stage, data, collator, args, step, callbacks)
     last = last_checkpoint(checkpoints)
     if last:
         print(f"  going on from {last}")
-    trainer.train(resume_from_checkpoint=last)
+        _go_on(trainer, data, Path(last))
+    with on_signal.listening():
+        trainer.train(resume_from_checkpoint=last)
+    if on_signal.stopped:
+        raise TrainingStopped(
+            f"stage {stage.name!r}: told to end, and saved after step {trainer.state.global_step}; the same command "
+            "goes on from there"
+        )
     model.config.routing = routing
+    _write_end(trainer, model, processor, folder, shard, broken)
+
+
+def _go_on(trainer: StageTrainer, data: Any, last: Path) -> None:
+    """Tells the trainer and the data what a checkpoint says of them; older ones say nothing."""
+    if not (last / RUNNING).is_file():
+        return
+    trainer.to_restore = json.loads((last / RUNNING).read_text(encoding="utf-8"))
+    if isinstance(data, Streamed):
+        data.stream.go_on(trainer.to_restore["data"])
+
+
+def _write_end(
+    trainer: StageTrainer, model: Any, processor: Any, folder: Path, shard: bool, broken: BrokenRows
+) -> None:
+    """The stage's checkpoint, its log, and at last the note that it is finished."""
     whole = full_state(model) if shard else model.state_dict()
     if PartialState().is_main_process:
-        model.save_pretrained(folder, state_dict=whole)
-        processor.save_pretrained(folder)
-        _write(folder / "log.json", trainer.state.log_history)
-        _write(folder / "done.json", {"steps": trainer.state.global_step})
-        shutil.rmtree(checkpoints)
+        with room_on_disk(folder / "model.safetensors", "from its last checkpoint"):
+            model.save_pretrained(folder, state_dict=whole)
+            processor.save_pretrained(folder)
+            write_json(folder / "log.json", trainer.state.log_history)
+            done = {"steps": trainer.state.global_step}
+            write_json(folder / "done.json", done | ({"broken": broken.faults} if broken.faults else {}))
+        shutil.rmtree(folder / "checkpoints")
     PartialState().wait_for_everyone()
 
 
@@ -149,169 +182,6 @@ def _load(stage: Stage, start: str, seed: int, before: Sequence[Stage] = ()) -> 
         split_adapters(model, each, seed)
     select_parameters(model, stage.train)
     return model, MixLoraProcessor.from_pretrained(start)
-
-
-def select_parameters(model: MixLoraForConditionalGeneration, train: list[str]) -> None:
-    """Lets gradients reach the named groups alone, and prints what is trained and what is frozen.
-
-    Raises:
-        RecipeError: a group that the model does not have.
-    """
-    groups = model.parameter_groups()
-    for name in train:
-        if name not in groups:
-            raise RecipeError(f"train: this model has no parameter group {name!r}{nearest(name, groups)}")
-    trained = {parameter for name in train for parameter in groups[name]}
-    sizes = {}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained)
-        sizes[name] = parameter.numel()
-    for name, parameters in groups.items():
-        word = "train " if name in train else "freeze"
-        print(f"  {word} {name:<32} {sum(sizes[parameter] for parameter in parameters):>12,} parameters")
-    print(f"  {sum(sizes[name] for name in trained):,} of {sum(sizes.values()):,} parameters are trained")
-
-
-def refuse_layerdrop(model: MixLoraForConditionalGeneration) -> None:
-    """Raises RecipeError for a trained tower that skips whole layers at random: each rank would skip others."""
-    tower: Any = getattr(model.model, "speech_tower", None)
-    if tower is None or not any(parameter.requires_grad for parameter in tower.parameters()):
-        return
-    for field in ("layerdrop", "encoder_layerdrop"):
-        if getattr(model.config.speech_config, field, 0):
-            raise RecipeError(f"several processes can't train a speech tower with {field}: set it to 0 in the config")
-
-
-def _checked_routing(stage: Stage, config: Any) -> dict[str, str | None]:
-    """The config's routing with the stage's changes.
-
-    Raises:
-        RecipeError: no such modality, or no such adapter.
-    """
-    for modality, adapter in stage.routing.items():
-        if modality not in config.routing:
-            raise RecipeError(f"routing: no modality {modality!r}{nearest(modality, config.routing)}")
-        if adapter not in config.adapters:
-            raise RecipeError(f"routing: no adapter {adapter!r}{nearest(adapter, config.adapters)}")
-    return config.routing | stage.routing
-
-
-@torch.no_grad()
-def copy_groups(model: MixLoraForConditionalGeneration, copy: dict[str, str]) -> None:
-    """Gives each parameter group that `copy` names the values of another one of the same shapes.
-
-    Raises:
-        RecipeError: no such group, or other shapes.
-    """
-    groups = model.parameter_groups()
-    for target, source in copy.items():
-        if source not in groups:
-            raise RecipeError(f"copy: this model has no parameter group {source!r}{nearest(source, groups)}")
-        ours, theirs = ([model.get_parameter(name) for name in groups[group]] for group in (target, source))
-        if [each.shape for each in ours] != [each.shape for each in theirs]:
-            raise RecipeError(f"copy: the parameters of {source} do not fit those of {target}")
-        for mine, other in zip(ours, theirs, strict=True):
-            mine.copy_(other)
-        for name, buffer in model.named_buffers():
-            if name.startswith(f"model.{source}."):
-                model.get_buffer(name.replace(source, target, 1)).copy_(buffer)
-        print(f"  {target} starts as a copy of {source}")
-
-
-def fit_basis(model: MixLoraForConditionalGeneration) -> None:
-    """Prepares the projector of clips for CTC, where it is of the kind that is read in a basis of its own."""
-    projector = model.model.speech_projector["speech"]
-    if isinstance(projector, WhiteningProjector):
-        table: torch.Tensor = model.model.language_model.embed_tokens.weight
-        projector.fit(table)
-
-
-def _examples(stage: Stage, model: Any, processor: Any, media: Media, cache: Path | None) -> list[Example]:
-    """The stage's rows in all their views, tokenized; tower features of their media are in `cache` afterwards."""
-    rows: list[tuple[list[Row], float]] = []
-    for source in stage.data:
-        rows.append((read_rows(Path(source.path), source.limit), source.weight))
-        print(f"  {len(rows[-1][0]):,} rows of {source.path}, weight {source.weight:g}")
-    every = [row for group, _ in rows for row in group]
-    pairs = stage.objective == "preference"
-    for row in every:
-        if (row.rejected is not None) != pairs:
-            wanted = "prompt, chosen and rejected" if pairs else "messages or text"
-            raise RowError(f"{row.source}: objective {stage.objective} takes rows with {wanted}")
-    media.augmenter = augmenter = Augmenter(stage.augment, [path for row in every for path in row.audio])
-    views = [augmenter.media(row, view) for row in every for view in range(augmenter.count(row))]
-    if cache is not None:
-        media.cache(model, cache, [p for images, _ in views for p in images], [p for _, audio in views for p in audio])
-    tokenizer = Tokenizer(processor, media, stage.max_length)
-    examples = [example for group, weight in rows for example in tokenizer(group, weight)]
-    if tokenizer.left_out:
-        print(f"  {tokenizer.left_out:,} conversations of more than {stage.max_length} tokens are left out")
-    if not examples:
-        raise RowError(f"stage {stage.name!r}: no row fits max_length {stage.max_length}")
-    return examples
-
-
-def _plan(stage: Stage, examples: list[Example], seed: int) -> BatchPlan:
-    """All batches of the stage."""
-    lengths = [example.size for example in examples]
-    views = views_by_row(examples)
-    plan = plan_batches(
-        lengths,
-        [examples[places[0]].weight for places in views],
-        tokens_per_batch=stage.tokens_per_batch,
-        rows_per_batch=stage.rows_per_batch,
-        epochs=stage.epochs,
-        num_batches=stage.max_steps * stage.gradient_accumulation,
-        seed=seed,
-        views=views,
-    )
-    tokens = sum(lengths[places[0]] for places in views)
-    extra = f", {len(examples) - len(views):,} further views" if len(examples) > len(views) else ""
-    print(f"  {len(views):,} examples, {tokens:,} tokens{extra}, {len(plan):,} batches")
-    return plan
-
-
-def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Notes a stage's settings when it begins; they must be the same when it goes on.
-
-    Raises:
-        RecipeError: they are not; the differences are named.
-    """
-    file = folder / "stage.json"
-    wanted = json.loads(json.dumps(settings))
-    if not file.is_file():
-        if PartialState().is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(file, wanted)
-        return
-    before = _with_defaults(json.loads(file.read_text(encoding="utf-8")))
-    changed = [f"{key}: {before.get(key)!r} -> {wanted[key]!r}" for key in wanted if before.get(key) != wanted[key]]
-    if changed:
-        raise RecipeError(
-            f"{folder} was begun with other settings ({'; '.join(changed)}): remove it, or name another output"
-        )
-
-
-def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that were noted before a field was there, which the stage then had at its default."""
-    filled = dict(settings)
-    for entry in dataclasses.fields(Stage):
-        if entry.default_factory is dataclasses.MISSING:
-            default = entry.default
-        else:
-            default = entry.default_factory()
-        if dataclasses.is_dataclass(default):
-            filled[entry.name] = dataclasses.asdict(default) | filled.get(entry.name, {})  # type: ignore[arg-type]
-        elif default is not dataclasses.MISSING:
-            filled.setdefault(entry.name, default)
-    return filled
-
-
-def _write(path: Path, content: Any) -> None:
-    """JSON, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def main(
@@ -328,7 +198,7 @@ def main(
             plan_recipe(recipe, overrides)
         else:
             train(recipe, output, overrides, cache_teacher, shard)
-    except (RecipeError, RowError, FileNotFoundError) as error:
+    except (RecipeError, RowError, TrainingStopped, FileNotFoundError) as error:
         raise SystemExit(f"mixlora train: {error}") from error
 
 

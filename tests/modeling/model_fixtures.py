@@ -116,3 +116,8 @@ def batch_inputs(rows: list[dict], side: str = "left") -> dict:
         )
         batch["input_features_mask"] = torch.stack([(torch.arange(frames) < len(clip)).long() for clip in mels])
     return batch
+
+
+def of_type(batch: dict, dtype: torch.dtype) -> dict:
+    """A batch whose media are of `dtype`."""
+    return {name: each.to(dtype) if each.is_floating_point() else each for name, each in batch.items()}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.modeling.model_fixtures import ROWS, VOCAB, batch_inputs, row_inputs, tiny_model
+from tests.modeling.model_fixtures import ROWS, VOCAB, batch_inputs, of_type, row_inputs, tiny_model
 from tests.modeling.test_modeling_mixlora import llama_of
 
 ASKED = {"output_hidden_states": True, "output_attentions": True}
@@ -118,8 +118,7 @@ def test_half_precision_is_near() -> None:
     batch = batch_inputs([row_inputs(kind) for kind in ROWS])
     wanted = model(**batch).logits
     half = model.to(torch.bfloat16)
-    inputs = {name: value.bfloat16() if value.is_floating_point() else value for name, value in batch.items()}
-    found = half(**inputs).logits.float()
+    found = half(**of_type(batch, torch.bfloat16)).logits.float()
     real = batch["attention_mask"].bool()
     assert (found - wanted)[real].pow(2).mean().sqrt() < 0.3 * wanted[real].std()  # loud weights; unlike models: 1.4
 

@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, QuantizedCache, StaticCa
 from transformers.cache_utils import DynamicCache
 
 from mixlora.modeling.rope_switch import kept_layer
-from tests.modeling.model_fixtures import batch_inputs, row_inputs, tiny_model
+from tests.modeling.model_fixtures import batch_inputs, of_type, row_inputs, tiny_model
 from tests.modeling.phi4_fixtures import AUDIO, IMAGE, make_row, our_inputs
 from tests.modeling.test_modeling_mixlora import plain_decoder
 from tests.modeling.test_phi4_parity import assert_same, expected, models
@@ -39,7 +39,7 @@ def uncached(model, row):
 
 def steps(model, rows, count, cache):
     """Logits of the last tokens, `[steps, rows, vocab]`, when `count` known tokens follow a prompt with a cache."""
-    batch = batch_inputs([{**row, "ids": row["ids"][:-count]} for row in rows])
+    batch = of_type(batch_inputs([{**row, "ids": row["ids"][:-count]} for row in rows]), model.dtype)
     mask, ids = batch["attention_mask"], model.model.router(batch["input_ids"])
     found = [model(**batch, past_key_values=cache).logits[:, -1]]
     for i in range(count, 0, -1):

@@ -55,7 +55,7 @@ def test_without_matplotlib_a_line_says_so_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr(curves, "_can_draw", functools.cache(curves._can_draw.__wrapped__))  # nothing learnt before
+    monkeypatch.setattr(curves, "can_draw", functools.cache(curves.can_draw.__wrapped__))  # nothing learnt before
     stages = [log(tmp_path / "01-a"), log(tmp_path / "02-b")]
     for number in (1, 2):
         curves.write_curves(tmp_path, stages[:number])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from mixlora.modeling.decoder import DecoderLayer
 from mixlora.training import train as entry
-from mixlora.training.data.batches import BatchPlan, RankShare
+from mixlora.training.data.batches import BatchPlan, RankShare, draws_of
 from mixlora.training.stages import RecipeError
 from mixlora.training.steps import check_on_policy
 from mixlora.training.trainer import StageTrainer
@@ -164,9 +164,11 @@ def test_ranks_share_each_batch() -> None:
     """All rows once, in the same order on any number of ranks; an idle rank is told so."""
     plan = BatchPlan([[4, 1, 7, 0, 2], [5], [3, 6]])
     for ranks in (1, 2, 3):
-        shares = [list(RankShare(plan, rank, ranks)) for rank in range(ranks)]
+        shares = [list(RankShare(plan, rank, ranks, seed=7)) for rank in range(ranks)]
         for number, batch in enumerate(plan):
-            parts = [share[number] for share in shares]
+            drawn = [pair for share in shares for pair in share[number]]
+            assert {abs(seed) for _, seed in drawn} <= set(draws_of(number, len(batch), seed=7))
+            parts = [[row for row, _ in share[number]] for share in shares]
             assert sorted(row for part in parts for row in part if row >= 0) == sorted(batch)
             assert all(part == [-1 - batch[0]] for part in parts if min(part) < 0)
             assert max(len(part) for part in parts) - min(len(part) for part in parts) <= 1

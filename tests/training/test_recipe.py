@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import mixlora
 from mixlora.training.recipe import PACKAGED, find_recipe, load_recipe
 from mixlora.training.stages import RecipeError
 
@@ -22,18 +23,59 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
+STAGES = {
+    "default": [
+        "text", "text_copy", "vision_align", "vision_sft", "speech_align", "speech_copy", "speech_sft",
+        "vision_polish", "vision_speech", "vision_mix",
+    ],
+    "smoke": [
+        "text", "vision_align", "vision_tower", "speech_align", "speech_sft", "vision_speech", "streamed", "mimic",
+        "preference",
+    ],
+    "tiny": ["shapes", "tones", "both"],
+    "llava_mod": ["dense_mimic", "sparse_mimic", "preference"],
+    "phi4/vision": ["align", "joint", "generative", "frames"],
+    "phi4/speech": ["pretrain", "posttrain"],
+    "phi4/vision_speech": ["vision_speech"],
+    "phi4/follow": ["mimic", "preference"],
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("path", sorted(PACKAGED.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_parse(path: Path) -> None:
-    text, speech = ["text", "text_copy"], ["speech_copy", "speech_sft"]
-    pictures = ["vision_polish", "vision_speech", "vision_mix"]
-    default = ["vision_align", "vision_sft", "speech_align", "speech_sft", "vision_speech"]
-    stages = {
-        "default": [*text, *default[:3], *speech, *pictures],
-        "smoke": ["text", *default, "mimic", "preference"],
-        "llava_mod": ["dense_mimic", "sparse_mimic", "preference"],
-    }[path.stem]
-    assert [stage.name for stage in load_recipe(path).stages] == stages
-    assert find_recipe(path.stem) == path
+    name = str(path.relative_to(PACKAGED).with_suffix(""))
+    stages = [stage.name for stage in load_recipe(path).stages]
+    assert stages == STAGES.get(name, stages) and stages
+    assert find_recipe(name) == path
+
+
+@pytest.mark.parametrize("name", ["tiny", "smoke"])
+def test_these_recipes_need_nothing_that_is_not_in_the_package(name: str) -> None:
+    recipe = load_recipe(find_recipe(name))
+    assert Path(recipe.model) == Path(mixlora.default_checkpoint())
+    files = [Path(source.path) for stage in recipe.stages for source in stage.data]
+    assert files and all(file.is_file() and file.is_relative_to(PACKAGED) for file in files)
+
+
+def test_paths_beside_the_recipe(recipe: Path) -> None:
+    loaded = load_recipe(recipe, ["text.data=[{path: 'recipe:rows/a.jsonl'}, {path: b.jsonl}]"])
+    assert [source.path for source in loaded.stages[0].data] == [str(recipe.parent / "rows/a.jsonl"), "b.jsonl"]
+
+
+def test_learning_rates_of_groups(recipe: Path) -> None:
+    both = "text.train=[decoder, vision_projector]"
+    loaded = load_recipe(recipe, [both, "text.learning_rate={default: 1e-4, decoder: 2e-5}"])
+    assert [loaded.stages[0].rate_of(group) for group in loaded.stages[0].train] == [2e-5, 1e-4]
+    for rates, message in {
+        "{decoder: 1e-4}": "no learning_rate for vision_projector; name it, or give a default",
+        "{default: 1e-4, decodr: 1}": "learning_rate of decodr, which this stage does not train; did you mean 'decoder'",
+        "{default: -1}": "learning_rate of default is -1.0, and must be above 0",
+        "{default: fast}": "learning_rate: default: expected float, got 'fast'",
+        "0": "must be above 0",
+        "[1]": r"expected float, got \[1\]",
+    }.items():
+        with pytest.raises(RecipeError, match=message):
+            load_recipe(recipe, [both, f"text.learning_rate={rates}"])
 
 
 def test_numbers_are_converted(recipe: Path) -> None:
@@ -67,6 +109,9 @@ def test_overrides(recipe: Path) -> None:
         ("text.data=[{pat: x}]", "did you mean 'path'"),
         ("text.data=[{weight: 1}]", "path is missing"),
         ("more.name=text", "each with its own name"),
+        ("more.streaming=true", "streaming needs max_steps"),
+        ("text.max_broken=-1", "max_broken -1 must be at least 0"),
+        ("text.bf16=3", "expected bool, got 3"),
     ],
 )
 def test_faults_are_named(recipe: Path, override: str, message: str) -> None:
@@ -75,5 +120,5 @@ def test_faults_are_named(recipe: Path, override: str, message: str) -> None:
 
 
 def test_unknown_recipe_names_the_packaged_ones() -> None:
-    with pytest.raises(RecipeError, match="default, llava_mod, smoke"):
+    with pytest.raises(RecipeError, match="default, llava_mod, .*phi4/vision, .*smoke, .*tiny"):
         find_recipe("nothing")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from mixlora.training.begun import check_settings
 from mixlora.training.stages import Experts, Mimic, RecipeError
-from mixlora.training.train import _check_settings
 
 BEGUN: dict[str, Any] = {"start": "a", "name": "x", "learning_rate": 0.1, "mimic": {"temperature": 2.0}}
 NOW = BEGUN | {"mimic": asdict(Mimic(temperature=2.0)), "experts": asdict(Experts()), "mask_time": 0.0}
@@ -20,11 +20,11 @@ def begin(folder: Path) -> None:
 
 def test_new_fields_at_their_defaults_change_nothing(tmp_path: Path) -> None:
     begin(tmp_path)
-    _check_settings(tmp_path, NOW)
+    check_settings(tmp_path, NOW)
 
 
 @pytest.mark.parametrize("change", [{"mask_time": 0.1}, {"experts": asdict(Experts(count=4))}, {"learning_rate": 1}])
 def test_other_values_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     begin(tmp_path)
     with pytest.raises(RecipeError, match=f"begun with other settings .*{next(iter(change))}"):
-        _check_settings(tmp_path, NOW | change)
+        check_settings(tmp_path, NOW | change)

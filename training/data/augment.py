@@ -7,7 +7,6 @@ and run: features of it can be cached, and a resumed training meets what the kil
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,10 @@ from torchvision.transforms import functional as picture_ops
 
 from mixlora.modeling.audio_processing_mixlora import RATE, SHORTEST, load_clip
 from mixlora.modeling.image_processing_mixlora import load_picture
-from mixlora.training.data.feature_cache import Item, View, content_key
+from mixlora.training.data.items import Item, Medium, View, content_key, readable
 from mixlora.training.data.rows import Row
-from mixlora.training.stages import Augment, RecipeError
+from mixlora.training.data.settings import Augment
+from mixlora.training.settings import RecipeError
 
 DRAWING = 1
 """Raise it when a view comes out differently than before: cached features of the old one are then not read."""
@@ -44,9 +44,9 @@ class Augmenter:
         RecipeError: babble is asked for, and there are clips, but no two different ones.
     """
 
-    def __init__(self, augment: Augment | None = None, clips: Sequence[Path] = ()):
+    def __init__(self, augment: Augment | None = None, clips: Sequence[Medium] = ()):
         self.augment = augment or Augment()
-        self.babblers: dict[str, Path] = {}  # in order of content, so that views do not depend on the order of rows
+        self.babblers: dict[str, Medium] = {}  # in order of content, so that views do not depend on the order of rows
         if "babble" in self.augment.noise:
             self.babblers = dict(sorted({content_key(path): path for path in dict.fromkeys(clips)}.items()))
             if len(self.babblers) == 1:
@@ -64,9 +64,9 @@ class Augmenter:
 
     def picture(self, item: Item) -> Image.Image:
         """A picture as RGB, as it is or as the view has it, of the same size."""
-        if isinstance(item, Path):
-            return load_picture(item)
-        rng, settings, picture = self._rng(item), self.augment, load_picture(item.path)
+        if not isinstance(item, View):
+            return load_picture(readable(item))
+        rng, settings, picture = self._rng(item), self.augment, load_picture(readable(item.path))
         if (settings.rotation or settings.shift or settings.scale) and self._acts(rng):
             picture = _place(picture, settings, rng)
         if settings.clutter and self._acts(rng):
@@ -80,9 +80,10 @@ class Augmenter:
 
     def clip(self, item: Item) -> np.ndarray:
         """A clip as float32 mono samples at 16 kHz, as it is or as the view has it; only speed changes its length."""
-        if isinstance(item, Path):
-            return load_clip(item)
-        rng, settings, samples = self._rng(item), self.augment, torch.from_numpy(load_clip(item.path))
+        if not isinstance(item, View):
+            return load_clip(readable(item))
+        rng, settings = self._rng(item), self.augment
+        samples = torch.from_numpy(load_clip(readable(item.path)))
         if settings.speed and self._acts(rng):
             samples = change_speed(samples, _between(settings.speed, rng))
         if settings.room and self._acts(rng):
@@ -93,7 +94,7 @@ class Augmenter:
                 samples = audio_ops.add_noise(samples, noise, torch.tensor(_between(settings.snr, rng)))
         return (samples / samples.abs().max().clamp(min=1)).float().numpy()
 
-    def _views(self, kind: str, files: Sequence[Path], number: int) -> tuple[Item, ...]:
+    def _views(self, kind: str, files: Sequence[Medium], number: int) -> tuple[Item, ...]:
         if number == 0 or kind not in self._marks:
             return tuple(files)
         return tuple(View(file, number, self._marks[kind]) for file in files)
@@ -119,7 +120,7 @@ class Augmenter:
         keys, own = list(self.babblers), content_key(view.path)
         drawn = rng.choice(len(keys), min(VOICES + 1, len(keys)), replace=False)
         others = [self.babblers[keys[index]] for index in drawn if keys[index] != own][:VOICES]
-        return babble([torch.from_numpy(load_clip(path)) for path in others], length, rng)
+        return babble([torch.from_numpy(load_clip(readable(clip))) for clip in others], length, rng)
 
 
 def change_speed(samples: torch.Tensor, factor: float) -> torch.Tensor:

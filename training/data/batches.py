@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch.utils.data import Sampler
 
@@ -24,23 +25,35 @@ class BatchPlan(Sampler[list[int]]):
         return len(self.batches)
 
 
-class RankShare(Sampler[list[int]]):
-    """What one of several processes takes of each batch of a plan: every so many rows, in the order of the batch.
+class RankShare(Sampler[list[tuple[int, int]]]):
+    """What one of several processes takes of each batch of a plan, as pairs of a row and a draw.
 
     All ranks go through the same batches, so a training is the same on any number of them, and so is what is done when
-    it is interrupted. Rows of a batch lie sorted by length: the shares are alike. A rank for which nothing is left
-    takes the batch's first row without its labels, written `-1 - row`: the row runs, and teaches nothing.
+    it is interrupted. The draw seeds what is drawn for the row: it says where the row stands in the plan, whatever the
+    ranks. A rank for which nothing is left takes the batch's first row without its labels, written `-1 - row`: the row
+    runs, and teaches nothing.
     """
 
-    def __init__(self, plan: BatchPlan, rank: int, ranks: int):
-        self.plan, self.rank, self.ranks = plan, rank, ranks
+    def __init__(self, plan: BatchPlan, rank: int, ranks: int, seed: int = 0):
+        self.plan, self.rank, self.ranks, self.seed = plan, rank, ranks, seed
 
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.plan:
-            yield batch[self.rank :: self.ranks] or [-1 - batch[0]]
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for number, batch in enumerate(self.plan):
+            drawn = list(zip(batch, draws_of(number, len(batch), self.seed), strict=True))
+            yield share_of(drawn, self.rank, self.ranks) or [(-1 - batch[0], drawn[0][1])]
 
     def __len__(self) -> int:
         return len(self.plan)
+
+
+def share_of(batch: list[Any], rank: int, ranks: int) -> list[Any]:
+    """Every so many rows, in the order of the batch: rows lie sorted by length, so that the shares are alike."""
+    return batch[rank::ranks]
+
+
+def draws_of(number: int, rows: int, seed: int) -> list[int]:
+    """A seed for each row of the `number`th batch, up to a million rows."""
+    return [((seed << 41) + (number << 20) + row) % 2**63 for row in range(rows)]
 
 
 def plan_batches(

@@ -8,7 +8,9 @@ import torch
 from torch.utils.data import Dataset
 
 from mixlora.modeling.chat_template import checked_message, with_parts
-from mixlora.training.data.feature_cache import Item
+from mixlora.modeling.configuration_mixlora import MODALITIES
+from mixlora.training.data.check import BrokenRows
+from mixlora.training.data.items import Item
 from mixlora.training.data.media import Media
 from mixlora.training.data.rows import Row, RowError
 from mixlora.training.objectives import IGNORED
@@ -28,6 +30,8 @@ class Example:
         view: 0 for the row with its media as they are, more for views of them.
         rejected: of a preference, the example of the rejected answer; this one is of the chosen.
         messages: the conversation that it is of, for teachers with a template of their own; None for plain text.
+        task: the row's label.
+        draw: seed of what is drawn for it where it stands in the order of the data; -1 for none.
     """
 
     ids: torch.Tensor
@@ -38,6 +42,13 @@ class Example:
     view: int = 0
     rejected: "Example | None" = None
     messages: Any = field(default=None, compare=False)
+    task: str = ""
+    draw: int = field(default=-1, compare=False)
+
+    @property
+    def modality(self) -> str:
+        """Of its media: text, vision, speech or vision_speech."""
+        return MODALITIES[bool(self.images) + 2 * bool(self.audio)]
 
     @property
     def size(self) -> int:
@@ -51,14 +62,25 @@ def without_labels(example: Example) -> Example:
     return replace(example, labels=torch.full_like(example.labels, IGNORED), rejected=rejected)
 
 
+def with_draw(example: Example, draw: int) -> Example:
+    """The same rows, for which something else is drawn."""
+    rejected = None if example.rejected is None else with_draw(example.rejected, draw)
+    return replace(example, draw=draw, rejected=rejected)
+
+
 class Examples(Dataset[Example]):
-    """Examples by their place; `-1 - place` is the one at `place` without its labels, see `RankShare`."""
+    """Examples by their place, each with a draw of its own; see `RankShare` for both.
+
+    `-1 - place` is the one at `place` without its labels.
+    """
 
     def __init__(self, examples: Sequence[Example]):
         self.examples = examples
 
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index] if index >= 0 else without_labels(self.examples[-1 - index])
+    def __getitem__(self, index: tuple[int, int]) -> Example:
+        place, draw = index
+        example = self.examples[place] if place >= 0 else without_labels(self.examples[-1 - place])
+        return with_draw(example, draw)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -81,13 +103,15 @@ class Tokenizer:
         processor: a `MixLoraProcessor`.
         media: tells how many placeholders a picture or a clip takes.
         max_length: see `Stage.max_length`.
+        broken: rows that can't be used are reported here; by default the first one raises.
 
     Attributes:
         left_out: conversations so far that were longer.
     """
 
-    def __init__(self, processor: Any, media: Media, max_length: int):
+    def __init__(self, processor: Any, media: Media, max_length: int, broken: BrokenRows | None = None):
         self.processor, self.media, self.max_length = processor, media, max_length
+        self.broken = broken or BrokenRows()
         self.left_out = 0
         self.tokenizer = tokenizer = processor.tokenizer
         self.start = tokenizer.convert_tokens_to_ids("<|assistant|>")
@@ -95,29 +119,53 @@ class Tokenizer:
         self.separator = tokenizer.convert_tokens_to_ids("<|endoftext|>")
         self.image, self.audio = processor.image_token_id, processor.audio_token_id
 
-    def __call__(self, rows: Sequence[Row], weight: float = 1.0) -> list[Example]:
+    def __call__(self, rows: Sequence[Row], weight: float = 1.0, views: Sequence[int] | None = None) -> list[Example]:
         """Examples of conversations, each with its views, then of plain text in blocks.
 
         Conversations over `max_length` are left out; of the others, single views that are longer.
+
+        Args:
+            weight: how often each is seen in an epoch.
+            views: of each row the one view that is wanted.
         """
+        if views is not None:
+            wanted = {id(row): view for row, view in zip(rows, views, strict=True)}
+
         chats = [row for row in rows if row.messages is not None]
-        texts = [row.text for row in rows if row.text is not None]
         examples: list[Example] = []
         for start in range(0, len(chats), CHUNK):
-            chunk = chats[start : start + CHUNK]
+            chunk = [row for row in chats[start : start + CHUNK] if self._is_sound(row)]
             pairs = [row for row in chunk if row.rejected is not None]
             rejected = iter(self._ids([row.rejected or [] for row in pairs], pairs))
             for row, ids in zip(chunk, self._ids([row.messages or [] for row in chunk], chunk), strict=True):
                 other = next(rejected) if row.rejected is not None else None
-                views = [
-                    self._example(row, ids, other, weight, view) for view in range(self.media.augmenter.count(row))
-                ]
-                fitting = [example for example in views if self._fits(example)]
-                if self._fits(views[0]):
-                    examples += fitting
+                numbers = range(self.media.augmenter.count(row)) if views is None else [wanted[id(row)]]
+                try:
+                    found = [self._example(row, ids, other, weight, view) for view in numbers]
+                except RowError as error:
+                    self.broken.report(row.source, str(error))
+                    continue
+                if self._fits(found[0]):
+                    examples += [example for example in found if self._fits(example)]
                 else:
                     self.left_out += 1
-        return examples + (self._blocks(texts, weight) if texts else [])
+        return examples + self._of_texts([row for row in rows if row.text is not None], weight)
+
+    def _is_sound(self, row: Row) -> bool:
+        """Whether a template can take its messages; where not, it is reported."""
+        try:
+            for message in (*(row.messages or []), *(row.rejected or [])[-1:]):
+                checked_message(message, row.source, bare=True)
+        except ValueError as error:
+            self.broken.report(row.source, str(error))
+            return False
+        return True
+
+    def _of_texts(self, rows: Sequence[Row], weight: float) -> list[Example]:
+        """Blocks of plain text; they bear the rows' task where all have the same."""
+        tasks = {row.task for row in rows}
+        task = tasks.pop() if len(tasks) == 1 else ""
+        return [replace(block, task=task) for block in self._blocks([row.text or "" for row in rows], weight)]
 
     def _fits(self, example: Example) -> bool:
         return max(len(each.ids) for each in (example, example.rejected) if each is not None) <= self.max_length
@@ -158,7 +206,7 @@ class Tokenizer:
             labels = self._labels(tensor, last_alone=rejected is not None)
             if not (labels != IGNORED).any():
                 raise RowError(f"{row.source}: the assistant says nothing to learn from")
-            examples.append(Example(tensor, labels, images, audio, weight, view, messages=messages))
+            examples.append(Example(tensor, labels, images, audio, weight, view, messages=messages, task=row.task))
         return examples[0] if rejected is None else replace(examples[0], rejected=examples[1])
 
     def _labels(self, ids: torch.Tensor, last_alone: bool = False) -> torch.Tensor:
@@ -181,6 +229,8 @@ class Tokenizer:
 
     def _blocks(self, texts: Sequence[str], weight: float) -> list[Example]:
         """Plain texts, a separator before each, in blocks of `max_length`; all but a block's first token is learnt."""
+        if not texts:
+            return []
         stream: list[int] = []
         for start in range(0, len(texts), CHUNK):
             chunk = list(texts[start : start + CHUNK])
@@ -225,7 +275,9 @@ class Collator:
             ids[row, :length], labels[row, :length], mask[row, :length] = example.ids, example.labels, 1
         images = [item for example in examples for item in example.images]
         audio = [item for example in examples for item in example.audio]
-        inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels, **self.media.inputs(images, audio)}
+        draws = [example.draw for example in examples if example.draw >= 0 for _ in example.audio]
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        inputs |= self.media.inputs(images, audio, draws)
         if self.states is not None:
             inputs["teacher_states"] = [self.states[example] for example in examples]
         elif self.foreign is not None:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +13,13 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm.auto import tqdm
 
+from mixlora.training.data.items import Item, Medium, View, content_key
+
 SHARD_ITEMS = 1024
 BATCH_ITEMS = 16
 
 
-@dataclass(frozen=True)
-class View:
-    """A media file as it is drawn the `number`th time, from 1; the file itself is view 0 and stays a `Path`.
-
-    Attributes:
-        path: the file.
-        number: which view.
-        mark: names the settings of the draw; with the file's content and the number it decides the view.
-    """
-
-    path: Path
-    number: int
-    mark: str
-
-
-Item = Path | View
 Encode = Callable[[Sequence[Item]], list[torch.Tensor]]
-
-
-def content_key(path: Path) -> str:
-    """The content's name: a hash of the file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
 
 
 def fingerprint(tower: nn.Module, settings: dict[str, Any]) -> str:
@@ -65,7 +45,7 @@ class FeatureCache:
         self.folder, self.dtype = folder, dtype
         folder.mkdir(parents=True, exist_ok=True)
         self._shards: dict[str, Any] = {}  # content key -> open shard
-        self._keys: dict[Path, str] = {}  # file -> content key
+        self._keys: dict[Medium, str] = {}  # medium -> content key
         self._open_all()
 
     def __len__(self) -> int:
@@ -84,6 +64,9 @@ class FeatureCache:
         """How many feature vectors a file or view has, without reading them."""
         key = self._key(item)
         return self._shards[key].get_slice(key).get_shape()[0]
+
+    def __contains__(self, item: Item) -> bool:
+        return self._key(item) in self._shards
 
     def fill(self, items: Sequence[Item], encode: Encode, what: str = "features") -> int:
         """Computes what is missing, without gradients, in batches; several processes share the work.

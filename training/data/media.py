@@ -8,23 +8,26 @@ import torch
 
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.training.data.augment import Augmenter
-from mixlora.training.data.feature_cache import Encode, FeatureCache, Item, fingerprint
+from mixlora.training.data.feature_cache import Encode, FeatureCache, fingerprint
+from mixlora.training.data.items import Item
 
 LONGEST_SPAN = 12
 """Tower frames (of 20 ms with Whisper) in a masked span."""
 
 
-def mask_spans(features: torch.Tensor, share: float) -> torch.Tensor:
+def mask_spans(features: torch.Tensor, share: float, generator: torch.Generator | None = None) -> torch.Tensor:
     """A copy with spans of frames set to zero, about `share` of all (SpecAugment's time masks, arXiv 1904.08779).
 
     Args:
         features: `[frames, width]` of a clip.
-        share: expected share of masked frames; draws come from torch's generator.
+        share: expected share of masked frames.
+        generator: of the draws; torch's own by default.
     """
     masked = features.clone()
-    for _ in range(int(share * len(features) / ((1 + LONGEST_SPAN) / 2) + torch.rand(()).item())):
-        start = int(torch.randint(len(features), ()))
-        masked[start : start + int(torch.randint(1, LONGEST_SPAN + 1, ()))] = 0
+    spans = share * len(features) / ((1 + LONGEST_SPAN) / 2) + torch.rand((), generator=generator).item()
+    for _ in range(int(spans)):
+        start = int(torch.randint(len(features), (), generator=generator))
+        masked[start : start + int(torch.randint(1, LONGEST_SPAN + 1, (), generator=generator))] = 0
     return masked
 
 
@@ -49,21 +52,38 @@ class Media:
         self, model: MixLoraForConditionalGeneration, folder: Path, images: Sequence[Item], audio: Sequence[Item]
     ) -> None:
         """Computes and keeps the features of every file and view whose tower no gradient reaches."""
-        encoders: dict[str, tuple[str, Sequence[Item], Any, Encode]] = {
-            "image": ("vision_tower", images, self.processor.image_processor, lambda files: self._see(model, files)),
-            "audio": ("speech_tower", audio, self.processor.audio_processor, lambda files: self._hear(model, files)),
+        encoders: dict[str, tuple[str, Sequence[Item], Encode]] = {
+            "image": ("vision_tower", images, lambda files: self._see(model, files)),
+            "audio": ("speech_tower", audio, lambda files: self._hear(model, files)),
         }
-        for kind, (name, files, settings, encode) in encoders.items():
+        self.open_caches(model, folder, [kind for kind, (_, files, _) in encoders.items() if files])
+        for kind, cache in self.caches.items():
+            name, files, encode = encoders[kind]
+            if not files:
+                continue
+            done = cache.fill(files, encode, f"{name} features")
+            print(
+                f"  {name}: {len(set(files)):,} files and views, {done:,} computed now, the others read from {folder}"
+            )
+
+    def open_caches(self, model: MixLoraForConditionalGeneration, folder: Path, kinds: Sequence[str]) -> None:
+        """Opens what is kept of the frozen towers of `kinds` (image, audio), as it is."""
+        processors = {
+            "image": ("vision_tower", self.processor.image_processor),
+            "audio": ("speech_tower", self.processor.audio_processor),
+        }
+        for kind in kinds:
+            name, settings = processors[kind]
             tower = getattr(model.model, name, None)
-            if not files or tower is None or any(parameter.requires_grad for parameter in tower.parameters()):
+            if kind in self.caches or tower is None or any(part.requires_grad for part in tower.parameters()):
                 continue
             tower.eval()
             mark = fingerprint(tower, {"processor": settings.to_dict(), "layers": model.config.vision_layers})
             self.caches[kind] = FeatureCache(folder / f"{kind}-{mark}")
-            done = self.caches[kind].fill(files, encode, f"{name} features")
-            print(
-                f"  {name}: {len(set(files)):,} files and views, {done:,} computed now, the others read from {folder}"
-            )
+
+    def known(self, kind: str, item: Item) -> bool:
+        """Whether its features are kept, so that it was read before."""
+        return kind in self.caches and item in self.caches[kind]
 
     def same_features(self, other: "Media") -> bool:
         """Whether both read the same cached features, so that one's serve for the other."""
@@ -95,8 +115,12 @@ class Media:
             self._counts[kind, item] = self.caches[kind].tokens(item) if kind in self.caches else count()
         return self._counts[kind, item]
 
-    def inputs(self, images: Sequence[Item], audio: Sequence[Item]) -> dict[str, Any]:
-        """Model inputs for the media of a batch, in order of appearance."""
+    def inputs(self, images: Sequence[Item], audio: Sequence[Item], draws: Sequence[int] = ()) -> dict[str, Any]:
+        """Model inputs for the media of a batch, in order of appearance.
+
+        Args:
+            draws: seeds of the masks of the clips; torch's own generator draws by default.
+        """
         inputs: dict[str, Any] = {}
         features: dict[str, list[torch.Tensor]] = {}
         for kind, files, read in (("image", images, self.pictures), ("audio", audio, self.clips)):
@@ -105,7 +129,11 @@ class Media:
             elif files:
                 inputs |= read(files)
         if self.mask_time and "audio_features" in features:
-            features["audio_features"] = [mask_spans(clip, self.mask_time) for clip in features["audio_features"]]
+            generators = [torch.Generator().manual_seed(draw) for draw in draws] or [None] * len(audio)
+            features["audio_features"] = [
+                mask_spans(clip, self.mask_time, generator)
+                for clip, generator in zip(features["audio_features"], generators, strict=True)
+            ]
         return inputs | ({"mm_encoder_outputs": features} if features else {})
 
     def pictures(self, files: Sequence[Item]) -> dict[str, torch.Tensor]:

@@ -8,8 +8,8 @@ from mixlora.training.objectives.supervised import (
     ctc_loss,
     ctc_targets,
     next_token_loss,
+    next_token_losses,
     response_mask,
-    supervised_positions,
 )
 
 __all__ = [
@@ -21,9 +21,9 @@ __all__ = [
     "known_tokens",
     "mimic_loss",
     "next_token_loss",
+    "next_token_losses",
     "preference_loss",
     "response_mask",
     "sequence_log_probs",
     "sparse_mimic_loss",
-    "supervised_positions",
 ]

@@ -3,14 +3,7 @@
 import pytest
 import torch
 
-from mixlora.training.objectives import ctc_loss, next_token_loss, supervised_positions
-
-
-def test_positions_are_those_before_a_label() -> None:
-    labels = torch.tensor([[-100, -100, 5, 6, -100], [-100, -100, -100, -100, 7]])
-    positions, targets = supervised_positions(labels)
-    assert positions.tolist() == [1, 2, 3]
-    assert targets.tolist() == [[5, 6, -100], [-100, -100, 7]]
+from mixlora.training.objectives import ctc_loss, next_token_loss
 
 
 def test_loss_is_normalised_by_the_tokens_of_the_step() -> None:
