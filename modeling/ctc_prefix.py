@@ -8,10 +8,13 @@ from transformers.generation import LogitsProcessor
 from .projectors import CTC_SHARPNESS
 
 Prefix = tuple[int, ...]
+State = tuple[torch.Tensor, torch.Tensor]
 UNHEARD = -30.0
 """Log-probability of what CTC does not hear at all: low, but no veto."""
 AUDIBLE = 1e-5
 """A token is followed up where CTC gives it this much in some place of the clip."""
+REMEMBERED = 32
+"""Beginnings are forgotten that are shorter than the newest by more: a draft may go back some tokens."""
 
 
 class CtcPrefixScorer:
@@ -27,7 +30,7 @@ class CtcPrefixScorer:
     """
 
     def __init__(self, tokens: torch.Tensor, embeddings: torch.Tensor, blank: int):
-        scores = (CTC_SHARPNESS * tokens.float() @ embeddings.float().T).log_softmax(-1).cpu()
+        scores = (CTC_SHARPNESS * tokens.float() @ embeddings.float().T).log_softmax(-1).double().cpu()
         heard = scores.exp().amax(dim=0) > AUDIBLE
         heard[blank] = False
         self.candidates = heard.nonzero().squeeze(1)  # [candidates]
@@ -35,8 +38,7 @@ class CtcPrefixScorer:
         self._chances, self._silence = scores[:, self.candidates], scores[:, blank]
         # Of each beginning: log-probabilities `[tokens]` to have said just that, ending in its token and in silence.
         never = torch.full_like(self._silence, -torch.inf)
-        self._states: dict[Prefix, tuple[torch.Tensor, torch.Tensor]] = {(): (never, self._silence.cumsum(0))}
-        self._extended: dict[Prefix, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._states: dict[Prefix, State | None] = {(): (never, self._silence.cumsum(0))}
 
     def __call__(self, prefix: Prefix) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Log-probabilities of each of `candidates` to come next `[candidates]`, and of the end.
@@ -46,35 +48,47 @@ class CtcPrefixScorer:
         state = self._state(prefix)
         if state is None:
             return None
-        spoken, silent = state
-        either = torch.logaddexp(spoken, silent)
-        before = either[:, None].expand(-1, len(self.candidates)).clone()
+        either = torch.logaddexp(*state)
+        before = either[:-1, None].expand(-1, len(self.candidates)).clone()
         if prefix:  # a token is said twice only with silence between
-            before[:, self._places[prefix[-1]]] = silent
-        begins = self._chances[0] if not prefix else torch.full_like(self._chances[0], -torch.inf)
-        says, rests = [begins], [torch.full_like(begins, -torch.inf)]
-        for t in range(1, len(either)):
-            says.append(torch.logaddexp(says[-1], before[t - 1]) + self._chances[t])
-            rests.append(torch.logaddexp(rests[-1], says[t - 1]) + self._silence[t])
-        self._extended[prefix] = (torch.stack(says), torch.stack(rests))
-        chances = torch.logaddexp(begins, (before[:-1] + self._chances[1:]).logsumexp(0))
+            before[:, self._places[prefix[-1]]] = state[1][:-1]
+        chances = (before + self._chances[1:]).logsumexp(0)
+        if not prefix:
+            chances = torch.logaddexp(self._chances[0], chances)
         end = either[-1]
         whole = torch.logaddexp(chances.logsumexp(0), end)
         if not torch.isfinite(whole):
             return None
         return (chances - whole).clamp(min=UNHEARD), (end - whole).clamp(min=UNHEARD)
 
-    def _state(self, prefix: Prefix) -> tuple[torch.Tensor, torch.Tensor] | None:
-        if prefix in self._states:
-            return self._states[prefix]
-        place = self._places.get(prefix[-1])
-        if place is None:
-            return None
-        if prefix[:-1] not in self._extended and self(prefix[:-1]) is None:
-            return None
-        says, rests = self._extended[prefix[:-1]]
-        self._states[prefix] = (says[:, place], rests[:, place])
+    def _state(self, prefix: Prefix) -> State | None:
+        """The state of a beginning, from that of the longest one before it that is remembered."""
+        known = len(prefix)
+        while prefix[:known] not in self._states:
+            known -= 1
+        for length in range(known, len(prefix)):
+            self._states[prefix[: length + 1]] = self._next(prefix[:length], prefix[length])
+        for old in [one for one in self._states if 0 < len(one) < len(prefix) - REMEMBERED]:
+            del self._states[old]
         return self._states[prefix]
+
+    def _next(self, prefix: Prefix, token: int) -> State | None:
+        """The state of `prefix` and one token more, both sums of Graves' recursion over all of the clip at once."""
+        state, place = self._states[prefix], self._places.get(token)
+        if state is None or place is None:
+            return None
+        before = state[1] if prefix and prefix[-1] == token else torch.logaddexp(*state)
+        says = _carried(before, self._chances[:, place])
+        if not prefix:  # it may be the first thing in the clip
+            says = torch.logaddexp(says, self._chances[:, place].cumsum(0))
+        return says, _carried(says, self._silence)
+
+
+def _carried(source: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+    """`x[t] = logaddexp(x[t - 1], source[t - 1]) + rate[t]`, with nothing before the first place; all `[tokens]`."""
+    summed = rate.cumsum(0)
+    carried = (source - summed)[:-1].logcumsumexp(0) + summed[1:]
+    return torch.cat([torch.full_like(rate[:1], -torch.inf), carried])
 
 
 class CtcGuide(LogitsProcessor):

@@ -1,6 +1,7 @@
 """Generation with a route: decided once, kept for beams, samples, drafts and every class of cache."""
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -80,7 +81,9 @@ class RoutedGenerationMixin(GenerationMixin):
             if seen and generation_config is not None and generation_config.is_assistant:
                 media = {}  # each draft is asked for with all media; they are in the cache since the first
             if encoded := self.model.encode_media(input_ids[:, seen:], **media, conversation_ids=input_ids):
-                guide = self.ctc_guide(input_ids, encoded.get("audio"), ctc_weight)
+                guide = self.ctc_guide(
+                    input_ids, encoded.get("audio"), ctc_weight, self._ends(kwargs, generation_config)
+                )
                 if guide is not None:
                     kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), guide])
                 kwargs["mm_encoder_outputs"] = {
@@ -93,26 +96,27 @@ class RoutedGenerationMixin(GenerationMixin):
                 kwargs.setdefault("row_lengths", mask.sum(-1))
         return super().generate(input_ids, generation_config, **kwargs)
 
-    def ctc_guide(self, input_ids: torch.Tensor, audio: MediaOutput | None, weight: float) -> CtcGuide | None:
+    def ctc_guide(
+        self, input_ids: torch.Tensor, audio: MediaOutput | None, weight: float, ends: Collection[int]
+    ) -> CtcGuide | None:
         """Follows what CTC hears in each row whose last turn holds one clip, and no turn a picture.
 
         Args:
             input_ids: the whole prompt `[rows, length]`.
             audio: what `encode_media` gives for its clips, or for the last of them.
             weight: share of CTC; at 0 there is no guide.
+            ends: ids of the tokens that end an answer.
         """
         if not weight or audio is None or not audio.heard:
             return None
         assert audio.rows is not None and audio.pooler_output is not None
-        ends = self.generation_config.eos_token_id
-        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
         table, blank = self.get_input_embeddings().weight, self.config.speech_blank_token_id
         asked: list[list[torch.Tensor | None]] = [[] for _ in input_ids]  # the clips of each row's last turn
         places = [(row == self.config.audio_token_id).nonzero().squeeze(1).tolist() for row in input_ids]
         for row, clip, read in reversed(list(zip(audio.rows, audio.heard, audio.pooler_output, strict=True))):
             last = places[row][-1]
             del places[row][-len(read) :]
-            if sum(int((input_ids[row, last:] == end).sum()) for end in ends) <= 1:
+            if self._in_last_turn(input_ids[row], last):
                 asked[row].append(clip)
         scorers = [
             CtcPrefixScorer(clips[0], table.to(clips[0].device), blank)
@@ -121,6 +125,21 @@ class RoutedGenerationMixin(GenerationMixin):
             for clips in asked
         ]
         return CtcGuide(scorers, weight, input_ids.shape[1], ends) if any(scorers) else None
+
+    def asks_by_clip(self, ids: torch.Tensor) -> bool:
+        """Whether the last turn of a row `[length]` holds a clip."""
+        places = (ids == self.config.audio_token_id).nonzero()
+        return len(places) > 0 and self._in_last_turn(ids, int(places[-1]))
+
+    def _in_last_turn(self, ids: torch.Tensor, place: int) -> bool:
+        """Whether no answer came since: behind `place` ends that turn alone, by a token that ends answers too."""
+        return sum(int((ids[place:] == end).sum()) for end in self._ends({}, None)) <= 1
+
+    def _ends(self, kwargs: dict[str, Any], config: GenerationConfig | None) -> list[int]:
+        """Tokens that end an answer: those given to one call, else the model's own."""
+        given = (kwargs.get("eos_token_id"), config and config.eos_token_id, self.generation_config.eos_token_id)
+        ends = next((one for one in given if one is not None), [])
+        return torch.as_tensor(ends).flatten().tolist()
 
     def prepare_inputs_for_generation(
         self,

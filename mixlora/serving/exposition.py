@@ -6,14 +6,16 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-GAUGES = {
+OF_MODALITIES = {
     "waiting": "Requests in the queue",
     "reading": "Requests whose prompts are being read",
     "running": "Requests that answer",
-    "batch_tokens": "Places of the running batch's cache, padding included",
-    "kept_tokens": "Tokens of conversations kept for their next turn",
     "tokens_per_second": "Tokens of answers a second, of the last minute",
     "batch_size": "Mean rows a step, of the last minute",
+}
+GAUGES = {
+    "batch_tokens": "Places of the running batch's cache, padding included",
+    "kept_tokens": "Tokens kept for the next turns of conversations",
 }
 
 
@@ -24,6 +26,11 @@ class _Figures:
         self.figures = figures
 
     def collect(self) -> Iterable[Metric]:
+        for name, text in OF_MODALITIES.items():
+            gauge = GaugeMetricFamily(f"mixlora_{name}", text, labels=["modality"])
+            for modality, shares in self.figures["modalities"].items():
+                gauge.add_metric([modality], shares[name])
+            yield gauge
         for name, text in GAUGES.items():
             yield GaugeMetricFamily(f"mixlora_{name}", text, value=self.figures[name])
         yield CounterMetricFamily("mixlora_refused", "Requests that were not taken", value=self.figures["refused"])

@@ -17,7 +17,7 @@ class Guard:
         app: what is guarded.
         key: the API key; None: none is asked for.
         body_bytes: of one request.
-        body_seconds: for a body to arrive.
+        body_seconds: for a body to arrive, and for a client to take each piece of its answer.
         in_flight: requests at once, whatever they ask.
     """
 
@@ -33,15 +33,20 @@ class Guard:
             await self.app(scope, receive, send)
             return
         self.in_flight += 1
+
+        async def taken(message: Any) -> None:
+            async with asyncio.timeout(self.body_seconds):
+                await send(message)
+
         try:
             headers = dict(scope["headers"])
             self._check(scope["path"], headers)
             receive = await self._body(headers, receive)
+            await self.app(scope, receive, taken)
         except ApiError as error:
             await _refuse(send, error)
-            return
-        else:
-            await self.app(scope, receive, send)
+        except TimeoutError:
+            pass  # nobody reads: the connection is closed
         finally:
             self.in_flight -= 1
 

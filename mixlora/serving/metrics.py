@@ -2,11 +2,12 @@
 
 import time
 from collections import Counter, deque
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 from threading import Lock
 from typing import Any
 
+from mixlora.modeling.configuration_mixlora import MODALITIES
 from mixlora.serving.request import Request
 
 WINDOW = 60.0  # seconds that rates and waits look back
@@ -17,12 +18,12 @@ RECENT = 10_000  # requests and steps that are remembered at most
 class Load:
     """What the engine holds now."""
 
-    waiting: int
-    """Requests in the queue."""
-    reading: int
-    """Requests whose prompts are being read."""
-    running: int
-    """Requests that answer, one token a step each."""
+    waiting: list[str]
+    """Modalities of the requests in the queue."""
+    reading: list[str]
+    """Of those whose prompts are being read."""
+    running: list[str]
+    """Of those that answer, one token a step each."""
     batch_tokens: int
     """Places of the running batch's cache, padding included."""
     kept_tokens: int
@@ -38,7 +39,7 @@ class Metrics:
         self._ended: Counter[tuple[str, str]] = Counter()
         self._tokens: Counter[tuple[str, str]] = Counter()
         self._refused = 0
-        self._steps: deque[tuple[float, int, bool]] = deque(maxlen=RECENT)
+        self._steps: deque[tuple[float, Counter[str], bool]] = deque(maxlen=RECENT)
         self._first: deque[tuple[float, str, float]] = deque(maxlen=RECENT)
 
     def refused(self) -> None:
@@ -46,8 +47,9 @@ class Metrics:
         with self._lock:
             self._refused += 1
 
-    def step(self, rows: int, running: bool = True) -> None:
-        """Each of so many rows got a token: by a step of the running batch, or at the end of their prompts."""
+    def step(self, requests: list[Request], running: bool = True) -> None:
+        """Each of these got a token: by a step of the running batch, or at the end of their prompts."""
+        rows = Counter(request.prompt.modality for request in requests)
         with self._lock:
             self._steps.append((time.monotonic(), rows, running))
 
@@ -66,32 +68,48 @@ class Metrics:
             self._tokens[modality, "answer"] += len(request.tokens)
 
     def snapshot(self, load: Load) -> dict[str, Any]:
-        """All figures: those of `load`, and
+        """All figures: `batch_tokens` and `kept_tokens` of `load`, and
 
+        - `waiting`, `reading`, `running`: requests now;
         - `ended` {modality: {reason or "error": requests}}, `tokens` {modality: {prompt, reused, answer: tokens}},
           `refused`, all since the start;
         - of the last minute `tokens_per_second`, `batch_size` (mean rows a step) and `first_token_seconds`
-          {modality: {"median", "worst"}}.
+          {modality: {"median", "worst"}};
+        - `modalities` {modality: {waiting, reading, running, tokens_per_second, batch_size}}: the shares of each.
         """
         with self._lock:
             now = time.monotonic()
             steps = [(rows, running) for moment, rows, running in self._steps if moment > now - WINDOW]
-            sizes = [rows for rows, running in steps if running]
             seconds: dict[str, list[float]] = {}
             for moment, modality, value in self._first:
                 if moment > now - WINDOW:
                     seconds.setdefault(modality, []).append(value)
-            return {
-                **asdict(load),
-                "ended": _nested(self._ended),
-                "tokens": _nested(self._tokens),
-                "refused": self._refused,
-                "tokens_per_second": sum(rows for rows, _ in steps) / min(WINDOW, max(now - self._started, 1e-3)),
-                "batch_size": sum(sizes) / len(sizes) if sizes else 0.0,
-                "first_token_seconds": {
-                    modality: {"median": median(values), "worst": max(values)} for modality, values in seconds.items()
-                },
-            }
+            since, ended, tokens, refused = self._started, _nested(self._ended), _nested(self._tokens), self._refused
+        sizes = [rows for rows, running in steps if running]
+        shares: dict[str, Counter[str]] = {
+            "waiting": Counter(load.waiting),
+            "reading": Counter(load.reading),
+            "running": Counter(load.running),
+            "tokens_per_second": _rate(sum((rows for rows, _ in steps), Counter()), min(WINDOW, now - since)),
+            "batch_size": _rate(sum(sizes, Counter()), len(sizes)),
+        }
+        return {
+            **{name: sum(counts.values()) for name, counts in shares.items()},
+            "modalities": {kind: {name: counts[kind] for name, counts in shares.items()} for kind in MODALITIES},
+            "batch_tokens": load.batch_tokens,
+            "kept_tokens": load.kept_tokens,
+            "ended": ended,
+            "tokens": tokens,
+            "refused": refused,
+            "first_token_seconds": {
+                modality: {"median": median(values), "worst": max(values)} for modality, values in seconds.items()
+            },
+        }
+
+
+def _rate(counts: Counter[str], over: float) -> Any:
+    """Counts divided by steps or seconds, of which there may be none."""
+    return Counter({name: count / max(over, 1e-3) for name, count in counts.items()})
 
 
 def _nested(counts: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:

@@ -9,6 +9,7 @@ import uvicorn
 
 from mixlora.serving.addresses import is_loopback
 from mixlora.serving.engine import Engine, Limits
+from mixlora.serving.patience import Impatient
 from mixlora.serving.server import Settings, create_app
 
 GRACE = 120  # seconds for running answers after a signal
@@ -26,6 +27,7 @@ def serve(model: Any, processor: Any, settings: Settings, limits: Limits, host: 
         app,
         host=host,
         port=port,
+        http=Impatient,
         log_level="warning",
         server_header=False,
         timeout_keep_alive=10,

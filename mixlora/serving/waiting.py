@@ -26,6 +26,11 @@ class FairQueue:
         with self._lock:
             return sum(map(len, self._users.values()))
 
+    def requests(self) -> list[Request]:
+        """Those that wait."""
+        with self._lock:
+            return [request for requests in self._users.values() for request in requests]
+
     def put(self, request: Request) -> None:
         """Adds a request.
 

@@ -89,9 +89,9 @@ def visit(browser: Any, demo: Demo) -> Iterator[Callable[..., Page]]:
 def endless(demo: Demo) -> Iterator[None]:
     """Answers that don't end by themselves."""
     end = demo.engine.model.generation_config.eos_token_id
-    demo.engine._suppressed.append(end)
+    demo.engine._scheduler.suppressed.append(end)
     yield
-    demo.engine._suppressed.remove(end)
+    demo.engine._scheduler.suppressed.remove(end)
 
 
 def box(page: Page) -> Any:

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from transformers import GenerationConfig
 
-from mixlora.modeling.ctc_prefix import UNHEARD, CtcGuide, CtcPrefixScorer
+from mixlora.modeling.ctc_prefix import REMEMBERED, UNHEARD, CtcGuide, CtcPrefixScorer
 from mixlora.modeling.projectors import CTC_SHARPNESS
 from tests.modeling.model_fixtures import ROWS, batch_inputs, row_inputs, tiny_model
 
@@ -53,6 +54,20 @@ def test_what_cannot_have_been_said_gives_no_opinion() -> None:
     assert scorer((7,)) is None and scorer((7, 1)) is None
 
 
+def test_a_long_answer_keeps_little_and_an_unheard_one_is_given_up() -> None:
+    """Whatever its length: neither memory nor the depth of the search grows with it."""
+    tokens, table = clip(9)
+    scorer = CtcPrefixScorer(tokens, table, BLANK)
+    wanted = {length: scorer((1, 2) * length) for length in (1, 2)}
+    for length in range(1, 700):
+        found = scorer((3,) * 2 + (9,) + (1,) * length)
+        assert found is None and len(scorer._states) <= REMEMBERED + 8
+    for length, before in wanted.items():  # forgotten by now
+        again = scorer((1, 2) * length)
+        assert again is not None and before is not None
+        assert torch.equal(again[0], before[0]) and torch.equal(again[1], before[1])
+
+
 def test_beams_follow_their_row_and_other_rows_keep_their_scores() -> None:
     tokens, table = clip(4, vocabulary=6)
     scorer = CtcPrefixScorer(tokens, table, BLANK)
@@ -62,7 +77,8 @@ def test_beams_follow_their_row_and_other_rows_keep_their_scores() -> None:
     assert torch.equal(mixed[:2], scores[:2])
     for row, prefix in ((2, (1,)), (3, (2,))):
         heard = torch.full((6,), UNHEARD)
-        heard[scorer.candidates], heard[5] = scorer(prefix)
+        chances, end = scorer(prefix)
+        heard[scorer.candidates], heard[5] = chances.float(), end.float()
         torch.testing.assert_close(mixed[row], 0.5 * scores[row].log_softmax(-1) + 0.5 * heard)
 
 
@@ -92,13 +108,29 @@ def test_a_weight_near_one_says_what_was_heard() -> None:
     assert not torch.equal(plain, answer)
 
 
+def test_the_ends_of_one_call_are_those_that_ctc_expects() -> None:
+    """Given as an argument or in a generation config; a clip that is over then ends the answer there."""
+    model = tiny_model(**SETTINGS)
+    model.generation_config.eos_token_id = None
+    inputs = batch_inputs([row_inputs("speech")])
+    options = {"max_new_tokens": 60, "do_sample": False}
+    assert model.generate(**inputs, **options, ctc_weight=0.95).shape[1] == inputs["input_ids"].shape[1] + 60
+    config = GenerationConfig(**options, eos_token_id=9, pad_token_id=9)
+    given = [
+        model.generate(**inputs, **options, eos_token_id=9, pad_token_id=9, ctc_weight=0.95),
+        model.generate(**inputs, generation_config=config, ctc_weight=0.95),
+    ]
+    for answer in given:
+        assert answer.shape[1] < inputs["input_ids"].shape[1] + 60 and answer[0, -1] == 9
+
+
 def test_which_clips_are_followed() -> None:
     model = tiny_model(**SETTINGS)
     model.generation_config.eos_token_id = 9
 
     def followed(ids: torch.Tensor, inputs: dict) -> list[bool]:
         media = {name: inputs[name] for name in inputs if name not in ("input_ids", "attention_mask")}
-        guide = model.ctc_guide(ids, model.model.encode_media(ids, **media).get("audio"), 0.5)
+        guide = model.ctc_guide(ids, model.model.encode_media(ids, **media).get("audio"), 0.5, [9])
         return [False] * len(ids) if guide is None else [scorer is not None for scorer in guide.scorers]
 
     inputs = batch_inputs([row_inputs(kind) for kind in ROWS])

@@ -71,6 +71,18 @@ def test_what_ctc_hears_shares_in_an_answer_as_in_generate() -> None:
     assert answers != [alone(model, processor, chat, how) for chat in conversations()]
 
 
+def test_a_clip_that_is_asked_about_again_is_heard_again() -> None:
+    """Its tokens lie in the kept cache; what CTC hears in it shares in the answer all the same."""
+    model, processor = model_and_processor(speech_blank_token_id=0, speech_ctc_weight=0.9)
+    chat = conversations()[2]
+    wanted = alone(model, processor, chat, Sampling(6))
+    with Engine(model, processor, SMALL) as engine:
+        for turn_number in range(2):
+            request = engine.submit(chat, Sampling(6), user="anna")
+            request.wait()
+            assert request.tokens == wanted and bool(request.reused) == bool(turn_number)
+
+
 @pytest.mark.parametrize(
     "sampling",
     [
@@ -189,6 +201,23 @@ def test_cancelling_frees_the_row_and_leaves_the_others(engine: Engine) -> None:
         assert request.tokens == alone(engine.model, engine.processor, conversations()[i], Sampling(60))
 
 
+def test_a_cancelled_row_is_in_no_further_step(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelled while a step runs, it is gone before the next one."""
+    gone, step, seen = engine.submit(conversations()[2], Sampling(400)), Batch.step, []
+
+    def cancels(self: Batch, model: Any) -> Any:
+        seen.append(gone in self.requests)
+        if len(gone.tokens) == 5:
+            gone.cancel()
+        return step(self, model)
+
+    monkeypatch.setattr(Batch, "step", cancels)
+    stays = engine.submit(conversations()[0], Sampling(60))
+    stays.wait()
+    assert gone.reason == "cancelled" and len(gone.tokens) == 6
+    assert True not in seen[seen.index(False, seen.index(True)) :] and engine.snapshot()["running"] == 0
+
+
 def test_a_request_that_waits_can_be_cancelled(engine: Engine) -> None:
     running = [engine.submit(conversations()[0], Sampling(400)) for _ in range(3)]
     waiting = engine.submit(conversations()[1], Sampling(5))
@@ -292,4 +321,8 @@ def test_metrics_tell_modalities_and_load(engine: Engine) -> None:
     for modality in ("text", "vision", "speech", "vision_speech"):
         assert 0 < figures["first_token_seconds"][modality]["median"] <= max(r.timing.first_token for r in requests)
     assert (figures["waiting"], figures["reading"], figures["running"]) == (0, 0, 0)
+    shares = figures["modalities"]
+    for name in ("tokens_per_second", "batch_size"):
+        assert sum(shares[kind][name] for kind in shares) == pytest.approx(figures[name], rel=1e-6)
+        assert all(shares[kind][name] > 0 for kind in shares)
     assert 0 < figures["kept_tokens"] <= engine.limits.kept_tokens

@@ -120,7 +120,7 @@ def test_models_health_and_metrics(client: TestClient) -> None:
     assert client.get("/health").json() == {"status": "ok"}
     ask(client)
     figures = client.get("/metrics").text
-    assert 'mixlora_ended_total{modality="text",reason="length"}' in figures and "mixlora_running 0.0" in figures
+    assert 'mixlora_ended_total{modality="text",reason="length"}' in figures and 'mixlora_running{modality="speech"} 0.0' in figures
 
 
 def test_typed_markers_stay_text(client: TestClient) -> None:
