@@ -19,6 +19,7 @@ from .backbone import MediaOutput, MixLoraModel, MixLoraPreTrainedModel
 from .base_checkpoint import checkpoint_folder, describe_base, is_base_tensor, load_base, load_weights
 from .cache_name import CACHE, given_cache
 from .configuration_mixlora import FOR_LONG_ROWS, MixLoraConfig
+from .dense import apply_linear
 from .generation_mixlora import RoutedGenerationMixin
 from .parts import Part, build
 from .phi4_checkpoint import ADAPTER_FOLDERS, load_phi4, phi4_layout
@@ -232,7 +233,7 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
             output_aux_loss=output_aux_loss,
             **{key: value for key, value in kwargs.items() if key != "num_items_in_batch"},
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = apply_linear(self.lm_head, slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(

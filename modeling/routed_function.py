@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
+
+from .dense import FEW, dense
 
 Where = slice | torch.Tensor | None
 """Rows along the first dimension: a run, any others by their indices, or all."""
@@ -32,17 +33,6 @@ class Pair:
     dropout: float = 0.0
 
 
-FEW = 16
-"""Up to so many tokens a product on a CPU is quicker with its sides exchanged: the wide matrix first."""
-
-
-def up_product(hidden: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """`hidden` `[tokens, r]` times `up` `[out, r]`: `[tokens, out]`."""
-    if hidden.shape[0] <= FEW and hidden.device.type == "cpu":
-        return (up @ hidden.t()).t()
-    return F.linear(hidden, up)
-
-
 def tokens_of(where: Where, length: int) -> slice:
     """A run of rows `[rows, length, size]` as a run of `[rows * length, size]`."""
     if where is None:
@@ -62,17 +52,17 @@ def add_pairs(out: torch.Tensor, x: torch.Tensor, pairs: list[Pair]) -> list[tup
     for pair in pairs:
         seen = None
         if isinstance(pair.where, torch.Tensor):
-            hidden = F.linear(x.index_select(0, pair.where).flatten(0, 1), pair.down)
-            added = up_product(hidden, pair.up).unflatten(0, (len(pair.where), length))
+            hidden = dense(x.index_select(0, pair.where).flatten(0, 1), pair.down)
+            added = dense(hidden, pair.up).unflatten(0, (len(pair.where), length))
             out.index_add_(0, pair.where, added, alpha=pair.scaling)
         else:
             run = tokens_of(pair.where, length)
             mine = flat_x[run]
             if pair.dropout:
                 mine, seen = torch.native_dropout(mine, pair.dropout, True)
-            hidden = F.linear(mine, pair.down)
+            hidden = dense(mine, pair.down)
             if hidden.shape[0] <= FEW:
-                flat_out[run].add_(up_product(hidden, pair.up), alpha=pair.scaling)
+                flat_out[run].add_(dense(hidden, pair.up), alpha=pair.scaling)
             else:
                 flat_out[run].addmm_(hidden, pair.up.t(), alpha=pair.scaling)
         kept.append((hidden, seen))
@@ -93,7 +83,7 @@ class RoutedSum(torch.autograd.Function):
     ) -> torch.Tensor:
         """`x` `[rows, length, in]` -> `[rows, length, out]`; `places` are the pairs' `where`, `scaling` and
         `dropout`."""
-        out = F.linear(x, weight, bias)
+        out = dense(x, weight, bias)
         pairs = [Pair(p[0], d, u, *p[1:]) for p, d, u in zip(places, matrices[::2], matrices[1::2], strict=True)]
         kept = add_pairs(out, x, pairs)
         ctx.places = places
