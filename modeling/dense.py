@@ -34,11 +34,3 @@ def is_plain(layer: nn.Module, x: torch.Tensor) -> bool:
     weight = layer.weight
     plain = type(weight) in (nn.Parameter, torch.Tensor) and not hasattr(weight, "ds_id")
     return plain and weight.dtype == x.dtype and weight.device == x.device
-
-
-def apply_linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`layer(x)`, by [`dense`] where the layer is plain and no gradient is wanted."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not is_plain(layer, x):
-        return layer(x)
-    assert isinstance(layer, nn.Linear)
-    return dense(x, layer.weight, layer.bias)

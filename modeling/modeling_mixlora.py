@@ -19,10 +19,10 @@ from .backbone import MediaOutput, MixLoraModel, MixLoraPreTrainedModel
 from .base_checkpoint import checkpoint_folder, describe_base, is_base_tensor, load_base, load_weights
 from .cache_name import CACHE, given_cache
 from .configuration_mixlora import FOR_LONG_ROWS, MixLoraConfig
-from .dense import apply_linear
 from .generation_mixlora import RoutedGenerationMixin
 from .parts import Part, build
 from .phi4_checkpoint import ADAPTER_FOLDERS, load_phi4, phi4_layout
+from .routed_function import apply_linear
 from .router import ModalityRouter
 
 IGNORED = -100  # no loss there, as everywhere in transformers

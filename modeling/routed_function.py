@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .dense import FEW, dense
+from .dense import FEW, dense, is_plain
 
 Where = slice | torch.Tensor | None
 """Rows along the first dimension: a run, any others by their indices, or all."""
@@ -96,7 +97,7 @@ class RoutedSum(torch.autograd.Function):
         x, weight, *rest = ctx.saved_tensors
         matrices, kept = rest[: 2 * len(ctx.places)], rest[2 * len(ctx.places) :]
         grad, flat_x, length = grads[0].flatten(0, 1), x.flatten(0, 1), x.shape[1]
-        back = grad @ weight if ctx.needs_input_grad[0] else None
+        back = dense(grad, weight.t()) if ctx.needs_input_grad[0] else None
         found: list[torch.Tensor | None] = []
         for i, (where, scaling, dropout) in enumerate(ctx.places):
             down, up = matrices[2 * i : 2 * i + 2]
@@ -116,3 +117,15 @@ class RoutedSum(torch.autograd.Function):
                 found.append(None)
             found.append((mine.t() @ hidden).mul_(scaling) if needs_up else None)
         return (None if back is None else back.view_as(x), None, None, None, *found)
+
+
+def apply_linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`layer(x)`, quicker where the layer is plain, as [`is_plain`] says, and does not learn."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or not is_plain(layer, x):
+        return layer(x)
+    assert isinstance(layer, nn.Linear)
+    if not torch.is_grad_enabled():
+        return dense(x, layer.weight, layer.bias)
+    if x.dim() != 3 or any(parameter.requires_grad for parameter in layer.parameters()):
+        return layer(x)
+    return RoutedSum.apply(x, layer.weight, layer.bias, [])

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .dense import apply_linear, dense, is_plain
+from .dense import dense, is_plain
 from .lora_experts import LoraExperts, Usage
-from .routed_function import Pair, RoutedSum, Where, add_pairs
+from .routed_function import Pair, RoutedSum, Where, add_pairs, apply_linear
 
 LONG = 16
 """Tokens of a row from which on separate runs of rows are quicker than gathering them by index."""
@@ -246,7 +246,7 @@ class RoutedLinear(nn.Module):
         training = torch.is_grad_enabled()
         if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or x.dim() != 3:
             return False
-        if training and self.base_layer.weight.requires_grad:
+        if training and any(parameter.requires_grad for parameter in self.base_layer.parameters()):
             return False
         if not is_plain(self.base_layer, x):
             return False

@@ -8,6 +8,7 @@ from mixlora.modeling.idle import whole_table
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.modeling.projectors import CTC_SHARPNESS
 from mixlora.modeling.ranks import in_process_group, sum_over_ranks
+from mixlora.modeling.routed_function import apply_linear
 from mixlora.training.expert_adapters import Balance
 from mixlora.training.objectives import ctc_loss, ctc_targets, next_token_loss, response_mask
 from mixlora.training.step_base import Inputs, NumItems, Outcome
@@ -44,9 +45,11 @@ class SupervisedStep:
         rest = {name: value for name, value in inputs.items() if name != "labels"}
         outputs = model.model(**rest, use_cache=False, **balance.wanted(labels))
         predicting = response_mask(labels)
-        logits = model.lm_head(outputs.last_hidden_state[predicting])  # [labelled tokens, vocabulary]
-        targets = labels[:, 1:][predicting[:, :-1]]
-        return balance(weight * next_token_loss(logits[None], targets[None], num_items), outputs, {})
+        logits = apply_linear(
+            model.lm_head, outputs.last_hidden_state[predicting][None]
+        )  # [1, labelled, vocab]
+        targets = labels[:, 1:][predicting[:, :-1]][None]
+        return balance(weight * next_token_loss(logits, targets, num_items), outputs, {})
 
     def _with_ctc(self, model: Any, inputs: Inputs, num_items: NumItems) -> Outcome:
         heard = self._ctc(model, inputs, inputs["labels"])

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mixlora.modeling import dense as module
-from mixlora.modeling.dense import FEW, MANY, apply_linear, dense
+from mixlora.modeling import routed_function
+from mixlora.modeling.dense import FEW, MANY, dense
+from mixlora.modeling.routed_function import apply_linear
 
 SIZES = [0, 1, FEW, FEW + 1, MANY - 1, MANY, 100]
 
@@ -31,15 +32,26 @@ def test_rows_of_one_shape_keep_their_bits():
     assert torch.equal(dense(x, weight)[:4], dense(changed, weight)[:4])
 
 
-def test_gradients_and_layers_of_others_take_the_usual_way(monkeypatch):
+def test_a_frozen_layer_passes_gradients_on_and_others_take_the_usual_way():
+    layer, x = nn.Linear(3, 2), torch.randn(1, 40, 3, requires_grad=True)
+    assert "Routed" not in apply_linear(layer, x).grad_fn.name()
+    layer.requires_grad_(False)
+    found = apply_linear(layer, x)
+    assert "Routed" in found.grad_fn.name()
+    torch.testing.assert_close(found, layer(x))
+    weights = torch.randn(1, 40, 2)
+    (found * weights).sum().backward()
+    torch.testing.assert_close(x.grad, weights @ layer.weight)
+
+
+@torch.no_grad()
+def test_hooks_of_others_are_called(monkeypatch):
     seen = []
-    monkeypatch.setattr(module, "dense", lambda *args: seen.append(args) or F.linear(*args))
+    monkeypatch.setattr(routed_function, "dense", lambda *args: seen.append(args) or F.linear(*args))
     layer, x = nn.Linear(3, 2), torch.randn(4, 3)
-    assert apply_linear(layer, x).requires_grad and not seen
-    with torch.no_grad():
-        torch.testing.assert_close(apply_linear(layer, x), layer(x))
-        assert len(seen) == 1
-        layer.register_forward_hook(lambda *args: None)
-        apply_linear(layer, x)
-        apply_linear(nn.Sequential(nn.Linear(3, 2)), x)
+    torch.testing.assert_close(apply_linear(layer, x), layer(x))
+    assert len(seen) == 1
+    layer.register_forward_hook(lambda *args: None)
+    apply_linear(layer, x)
+    apply_linear(nn.Sequential(nn.Linear(3, 2)), x)
     assert len(seen) == 1
