@@ -6,6 +6,10 @@ SAMPLES := mixlora/default/samples/rows.jsonl
 SOURCES := mixlora modeling training demo
 OLDEST := build/oldest
 WORKERS ?= 2
+BENCHMARKS := decode mixed_step towers training_step processing startup routed_linear growth
+# On a GPU: make bench BENCH=build/bench/cuda BENCH_OPTIONS="--device cuda --dtype bfloat16 --shapes full"
+BENCH ?= build/bench
+BENCH_OPTIONS ?=
 
 .PHONY: help install chat default test test-slow test-oldest bench lint format types clean
 
@@ -14,7 +18,7 @@ help:
 	@echo "make default train the embedded checkpoint from packages (hours)"
 	@echo "make test    run the tests, offline                make test-slow    those that take minutes"
 	@echo "make test-oldest  the tests with the oldest dependencies that are allowed"
-	@echo "make bench   measure memory and time beside the plain ways, in the same run (minutes)"
+	@echo "make bench   measure time and memory beside what people use now, and render docs/performance.md (25 minutes)"
 	@echo "make lint    check style with ruff         make format  let ruff rewrite the files"
 	@echo "make types   check types with mypy         make clean   remove caches (not .venv, not build/data)"
 
@@ -59,6 +63,10 @@ test-oldest:
 	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest
 
 bench: $(STAMP)
+	@echo "==> each figure beside a peer, in the same run; results go to $(BENCH)"
+	for name in $(BENCHMARKS); do \
+		HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.$$name $(BENCH_OPTIONS) --json $(BENCH)/$$name.json || exit 1; done
+	$(BIN)/python -m benchmarks.report build/bench
 	$(BIN)/python benchmarks/mimic_loss.py
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/cached_teacher.py

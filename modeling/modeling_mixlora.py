@@ -22,6 +22,7 @@ from .configuration_mixlora import FOR_LONG_ROWS, MixLoraConfig
 from .generation_mixlora import RoutedGenerationMixin
 from .parts import Part, build
 from .phi4_checkpoint import ADAPTER_FOLDERS, load_phi4, phi4_layout
+from .routed_function import apply_linear
 from .router import ModalityRouter
 
 IGNORED = -100  # no loss there, as everywhere in transformers
@@ -232,7 +233,7 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
             output_aux_loss=output_aux_loss,
             **{key: value for key, value in kwargs.items() if key != "num_items_in_batch"},
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = apply_linear(self.lm_head, slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(

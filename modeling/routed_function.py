@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
+
+from .dense import FEW, dense, is_plain
 
 Where = slice | torch.Tensor | None
 """Rows along the first dimension: a run, any others by their indices, or all."""
@@ -32,17 +34,6 @@ class Pair:
     dropout: float = 0.0
 
 
-FEW = 16
-"""Up to so many tokens a product on a CPU is quicker with its sides exchanged: the wide matrix first."""
-
-
-def up_product(hidden: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """`hidden` `[tokens, r]` times `up` `[out, r]`: `[tokens, out]`."""
-    if hidden.shape[0] <= FEW and hidden.device.type == "cpu":
-        return (up @ hidden.t()).t()
-    return F.linear(hidden, up)
-
-
 def tokens_of(where: Where, length: int) -> slice:
     """A run of rows `[rows, length, size]` as a run of `[rows * length, size]`."""
     if where is None:
@@ -62,17 +53,17 @@ def add_pairs(out: torch.Tensor, x: torch.Tensor, pairs: list[Pair]) -> list[tup
     for pair in pairs:
         seen = None
         if isinstance(pair.where, torch.Tensor):
-            hidden = F.linear(x.index_select(0, pair.where).flatten(0, 1), pair.down)
-            added = up_product(hidden, pair.up).unflatten(0, (len(pair.where), length))
+            hidden = dense(x.index_select(0, pair.where).flatten(0, 1), pair.down)
+            added = dense(hidden, pair.up).unflatten(0, (len(pair.where), length))
             out.index_add_(0, pair.where, added, alpha=pair.scaling)
         else:
             run = tokens_of(pair.where, length)
             mine = flat_x[run]
             if pair.dropout:
                 mine, seen = torch.native_dropout(mine, pair.dropout, True)
-            hidden = F.linear(mine, pair.down)
+            hidden = dense(mine, pair.down)
             if hidden.shape[0] <= FEW:
-                flat_out[run].add_(up_product(hidden, pair.up), alpha=pair.scaling)
+                flat_out[run].add_(dense(hidden, pair.up), alpha=pair.scaling)
             else:
                 flat_out[run].addmm_(hidden, pair.up.t(), alpha=pair.scaling)
         kept.append((hidden, seen))
@@ -93,7 +84,7 @@ class RoutedSum(torch.autograd.Function):
     ) -> torch.Tensor:
         """`x` `[rows, length, in]` -> `[rows, length, out]`; `places` are the pairs' `where`, `scaling` and
         `dropout`."""
-        out = F.linear(x, weight, bias)
+        out = dense(x, weight, bias)
         pairs = [Pair(p[0], d, u, *p[1:]) for p, d, u in zip(places, matrices[::2], matrices[1::2], strict=True)]
         kept = add_pairs(out, x, pairs)
         ctx.places = places
@@ -106,7 +97,7 @@ class RoutedSum(torch.autograd.Function):
         x, weight, *rest = ctx.saved_tensors
         matrices, kept = rest[: 2 * len(ctx.places)], rest[2 * len(ctx.places) :]
         grad, flat_x, length = grads[0].flatten(0, 1), x.flatten(0, 1), x.shape[1]
-        back = grad @ weight if ctx.needs_input_grad[0] else None
+        back = dense(grad, weight.t()) if ctx.needs_input_grad[0] else None
         found: list[torch.Tensor | None] = []
         for i, (where, scaling, dropout) in enumerate(ctx.places):
             down, up = matrices[2 * i : 2 * i + 2]
@@ -126,3 +117,15 @@ class RoutedSum(torch.autograd.Function):
                 found.append(None)
             found.append((mine.t() @ hidden).mul_(scaling) if needs_up else None)
         return (None if back is None else back.view_as(x), None, None, None, *found)
+
+
+def apply_linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`layer(x)`, quicker where the layer is plain, as [`is_plain`] says, and does not learn."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or not is_plain(layer, x):
+        return layer(x)
+    assert isinstance(layer, nn.Linear)
+    if not torch.is_grad_enabled():
+        return dense(x, layer.weight, layer.bias)
+    if x.dim() != 3 or any(parameter.requires_grad for parameter in layer.parameters()):
+        return layer(x)
+    return RoutedSum.apply(x, layer.weight, layer.bias, [])

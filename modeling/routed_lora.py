@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .dense import dense, is_plain
 from .lora_experts import LoraExperts, Usage
-from .routed_function import Pair, RoutedSum, Where, add_pairs
+from .routed_function import Pair, RoutedSum, Where, add_pairs, apply_linear
 
 LONG = 16
 """Tokens of a row from which on separate runs of rows are quicker than gathering them by index."""
@@ -218,7 +219,7 @@ class RoutedLinear(nn.Module):
         acting = [(name, where) for name, where in route.rows if self.holds(name)]
         if acting and not route.masks and self._may_fuse(x, acting):
             return self._fused(x, acting)
-        out = self.base_layer(x)
+        out = apply_linear(self.base_layer, x)
         for name, where in acting:
             out = self._added(out, x, name, where, route.usage)
         for name, mask in route.masks:
@@ -245,16 +246,16 @@ class RoutedLinear(nn.Module):
         training = torch.is_grad_enabled()
         if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or x.dim() != 3:
             return False
-        if training and self.base_layer.weight.requires_grad:
+        if training and any(parameter.requires_grad for parameter in self.base_layer.parameters()):
             return False
-        if not _is_plain(self.base_layer, x):
+        if not is_plain(self.base_layer, x):
             return False
         for name, where in acting:
             if name in self.lora_experts:
                 return False
             if isinstance(where, torch.Tensor) and (training or self._dropped(name)):
                 return False
-            if not all(_is_plain(layer, x) for layer in (self.lora_A[name], self.lora_B[name])):
+            if not all(is_plain(layer, x) for layer in (self.lora_A[name], self.lora_B[name])):
                 return False
         return True
 
@@ -273,15 +274,6 @@ class RoutedLinear(nn.Module):
             matrices = [matrix for pair in pairs for matrix in (pair.down, pair.up)]
             places = [(pair.where, pair.scaling, pair.dropout) for pair in pairs]
             return RoutedSum.apply(x, weight, bias, places, *matrices)
-        out = nn.functional.linear(x, weight, bias)
+        out = dense(x, weight, bias)
         add_pairs(out, x, pairs)
         return out
-
-
-def _is_plain(layer: nn.Module, x: torch.Tensor) -> bool:
-    """Whether a linear layer is PyTorch's own, as it is, with a weight of the dtype and on the device of `x`."""
-    if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
-        return False
-    weight = layer.weight
-    plain = type(weight) in (nn.Parameter, torch.Tensor) and not hasattr(weight, "ds_id")
-    return plain and weight.dtype == x.dtype and weight.device == x.device

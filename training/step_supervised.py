@@ -8,6 +8,7 @@ from mixlora.modeling.idle import whole_table
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.modeling.projectors import CTC_SHARPNESS
 from mixlora.modeling.ranks import in_process_group, sum_over_ranks
+from mixlora.modeling.routed_function import apply_linear
 from mixlora.training.expert_adapters import Balance
 from mixlora.training.objectives import ctc_loss, ctc_targets, next_token_losses, response_mask
 from mixlora.training.step_base import Inputs, NumItems, Outcome
@@ -47,8 +48,8 @@ class SupervisedStep:
         rest = {name: value for name, value in inputs.items() if name != "labels"}
         outputs = model.model(**rest, use_cache=False, **balance.wanted(labels))
         predicting = response_mask(labels)
-        logits = model.lm_head(outputs.last_hidden_state[predicting])  # [labelled tokens, vocabulary]
-        losses = next_token_losses(logits[None], labels[:, 1:][predicting[:, :-1]][None])[0]
+        logits = apply_linear(model.lm_head, outputs.last_hidden_state[predicting][None])  # [1, labelled, vocabulary]
+        losses = next_token_losses(logits, labels[:, 1:][predicting[:, :-1]][None])[0]
         loss = losses.sum() / (num_items if num_items is not None else max(len(losses), 1))
         counted = predicting.sum(1)
         sums = losses.new_zeros(len(labels)).index_add(0, predicting.nonzero()[:, 0], losses.detach())

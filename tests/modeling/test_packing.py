@@ -102,7 +102,7 @@ def test_gradients_are_those_of_the_padded_batch(monkeypatch, eager_to_pack, che
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name or "projector" in name)
     if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable()
     grads = []
     for _ in range(2):
         model.zero_grad()
