@@ -20,7 +20,7 @@ from tests.training.training_fixtures import write_recipe
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 TRAINED = ["adapter.vision", "adapter.speech", "vision_projector", "speech_projector.speech"]
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611"]
-ACCELERATE = ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--use_cpu"]
+ACCELERATE = ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
 PORT = ["--main_process_port", "29612"]
 LAUNCHERS = {
     "torchrun": (TORCHRUN, []),
@@ -29,6 +29,8 @@ LAUNCHERS = {
     "accelerate, fsdp2.yaml": ([*ACCELERATE, "--config_file", str(CONFIGS / "fsdp2.yaml"), *PORT], []),
 }
 PATIENCE = 400
+LONG = ["only.max_steps=240", "only.save_steps=20"]
+"""So many steps that the end comes before the last, on a slow machine as well."""
 
 pytestmark = pytest.mark.slow
 
@@ -82,8 +84,8 @@ def test_two_processes_go_on_after_an_end_at_any_time(
 ) -> None:
     """The whole group is ended within some step; first two ranks, and then one, go on."""
     folder = tmp_path / "two"
-    entry.train(recipe, tmp_path / "one", ["only.max_steps=60"])
-    long = [*command("torchrun", recipe, folder), "only.max_steps=60"]
+    entry.train(recipe, tmp_path / "one", LONG)
+    long = [*command("torchrun", recipe, folder), *LONG]
     run = subprocess.Popen(
         long, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
@@ -98,5 +100,5 @@ def test_two_processes_go_on_after_an_end_at_any_time(
         run.send_signal(how)  # torchrun hands it on to its ranks
     run.communicate(timeout=PATIENCE)
     assert not (folder / "01-only/done.json").exists()
-    entry.train(recipe, folder, ["only.max_steps=60"])
+    entry.train(recipe, folder, LONG)
     check_same(tmp_path / "one", folder, Path(start))
