@@ -23,6 +23,8 @@ PAIRS = {"seen_objects": 160, "heard_digits": 80}
 TESTED = {"clothes": 200, "digits": 150, "seen_objects": 200, "spoken_digit": 30}
 ASKED = 4
 """Questions about each held-out clip of a digit: two about its word, two about others."""
+WORD_QUESTIONS = 820
+"""Drawn at once, of which the first are taken."""
 CLIPS, FEWEST_SIGNS = 250, 8
 """Clips with words to ask for: those with the shortest texts, since a row costs what its clip is long."""
 STEPS = (10, 20, 30, 60)
@@ -82,7 +84,7 @@ def training_rows() -> dict[str, list[dict[str, Any]]]:
     digits_heard = [row for _ in range(count) for row in word_rows(spoken, rng)]
     clips = [(plain(row["messages"][-1]["content"]), row) for row in read_jsonl(DATA / "transcribe.jsonl")]
     clips = sorted((each for each in clips if len(each[0]) >= FEWEST_SIGNS), key=lambda each: len(each[0]))[:CLIPS]
-    questions = word_questions([text for text, _ in clips], MANY["clips"]["heard_words"], rng)
+    questions = word_questions([text for text, _ in clips], WORD_QUESTIONS, rng)
     words_heard = [asked(clips[place][1], "heard_words", *question) for place, *question in questions]
     return {
         "clothes": clothes,
