@@ -17,12 +17,14 @@ MANY = {
     "clips": {"spoken_digit": 180, "heard_digits": 360, "heard_words": 720},
 }
 """Rows of the teacher."""
-FEW = {"clothes": 80, "digits": 50, "seen_objects": 70, "spoken_digit": 30, "heard_digits": 40, "heard_words": 30}
+FEW = {"clothes": 80, "digits": 50, "seen_objects": 90, "spoken_digit": 30, "heard_digits": 40}
 """Rows of a student, the first of the teacher's."""
-PAIRS = {"seen_objects": 160, "heard_digits": 80, "heard_words": 40}
-TESTED = {"clothes": 200, "digits": 150, "seen_objects": 200, "spoken_digit": 30, "heard_words": 100}
+PAIRS = {"seen_objects": 160, "heard_digits": 80}
+TESTED = {"clothes": 200, "digits": 150, "seen_objects": 200, "spoken_digit": 30}
 ASKED = 4
 """Questions about each held-out clip of a digit: two about its word, two about others."""
+WORD_QUESTIONS = 820
+"""Drawn at once, of which the first are taken."""
 CLIPS, FEWEST_SIGNS = 250, 8
 """Clips with words to ask for: those with the shortest texts, since a row costs what its clip is long."""
 STEPS = (10, 20, 30, 60)
@@ -82,8 +84,7 @@ def training_rows() -> dict[str, list[dict[str, Any]]]:
     digits_heard = [row for _ in range(count) for row in word_rows(spoken, rng)]
     clips = [(plain(row["messages"][-1]["content"]), row) for row in read_jsonl(DATA / "transcribe.jsonl")]
     clips = sorted((each for each in clips if len(each[0]) >= FEWEST_SIGNS), key=lambda each: len(each[0]))[:CLIPS]
-    count = MANY["clips"]["heard_words"] + PAIRS["heard_words"]
-    questions = word_questions([text for text, _ in clips], count, rng)
+    questions = word_questions([text for text, _ in clips], WORD_QUESTIONS, rng)
     words_heard = [asked(clips[place][1], "heard_words", *question) for place, *question in questions]
     return {
         "clothes": clothes,

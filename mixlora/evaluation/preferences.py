@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,12 +31,14 @@ def truth(row: EvalRow, answer: str) -> float:
 
 
 def load_judge(name: str) -> Judge:
-    """A judge of the user's, named `module:function`.
+    """A judge of the user's, named `module:function`; the working directory is searched for the module too.
 
     Raises:
         ValueError: no such function.
     """
     module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         judge: Judge = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
@@ -59,6 +63,9 @@ def preferences(
         samples: answers drawn for a row.
         temperature: of the draws.
         judge: tells good answers from bad ones.
+
+    Raises:
+        ValueError: a judge that gives no finite number, with the answer and the row.
     """
     for first in range(0, len(rows), batch_size):
         batch = rows[first : first + batch_size]
@@ -69,10 +76,24 @@ def preferences(
                 candidates.append(row.answers[0])
             if len(candidates) < 2:
                 continue
-            worth = {answer: judge(row, answer) for answer in candidates}
+            worth = {answer: _judged(judge, row, answer) for answer in candidates}
             chosen, rejected = max(candidates, key=worth.__getitem__), min(candidates, key=worth.__getitem__)
             if worth[chosen] > worth[rejected]:
                 yield row, chosen, rejected
+
+
+def _judged(judge: Judge, row: EvalRow, answer: str) -> float:
+    """What a judge gives to an answer.
+
+    Raises:
+        ValueError: no finite number.
+    """
+    given = judge(row, answer)
+    if not isinstance(given, int | float) or not math.isfinite(given):
+        raise ValueError(
+            f"the judge gave {given!r} to {answer!r:.80} ({row.question.where}), expected a finite number"
+        )
+    return given
 
 
 def write_preferences(found: Iterable[tuple[EvalRow, str, str]], path: Path) -> int:

@@ -1,7 +1,9 @@
 """Pairs of answers: the better one chosen, whatever was drawn."""
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +53,19 @@ def test_a_judge_decides_alone() -> None:
     assert load_judge("mixlora.evaluation.preferences:truth") is truth
     with pytest.raises(ValueError, match="no judge at 'mixlora.evaluation.preferences:lies'"):
         load_judge("mixlora.evaluation.preferences:lies")
+
+
+def test_a_judge_may_lie_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_judge_of_answers.py").write_text("def shorter(row, answer):\n    return 1 / len(answer)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    assert load_judge("my_judge_of_answers:shorter")(asked("?", "x"), "four") == 0.25
+
+
+@pytest.mark.parametrize("given", [float("nan"), None, "good"])
+def test_a_judge_that_gives_no_number_is_named(given: Any) -> None:
+    with pytest.raises(ValueError, match="the judge gave .* to 'a' .*here.*expected a finite number"):
+        list(preferences(Drawn({"?": ["a", "b"]}), [asked("?", "x")], judge=lambda row, text: given))
 
 
 def test_what_is_written_trains(tmp_path: Path) -> None:

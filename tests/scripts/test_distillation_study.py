@@ -61,7 +61,7 @@ def test_a_score_is_that_of_greedy_decoding(tmp_path: Path) -> None:
     rows = [chat(kinds, "hm", number) for number, kinds in enumerate(("i", "a", "", "ia"))]
     path = tmp_path / "test.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    exam = Examination(path, ["clothes", "digits", "seen_objects", "heard_words"], tmp_path / "cache", Path(start))
+    exam = Examination(path, ["clothes", "digits", "seen_objects", "heard_digits"], tmp_path / "cache", Path(start))
     for place, example in enumerate(exam.examples):
         begin = int((example.labels != -100).nonzero()[0])
         inputs = exam.collator([example])
@@ -72,8 +72,8 @@ def test_a_score_is_that_of_greedy_decoding(tmp_path: Path) -> None:
         labels = torch.where(torch.arange(len(ids)) < begin, -100, ids)
         exam.examples[place] = type(example)(ids, labels, example.images, example.audio)
     figures = exam.of(Path(start), exam.taught_by(Path(start)))
-    assert figures["score"] == {"clothes": 1.0, "digits": 0.0, "seen_objects": 1.0, "heard_words": 0.0}
-    assert set(figures["yes_no"]) == {"seen_objects", "heard_words"}
+    assert figures["score"] == {"clothes": 1.0, "digits": 0.0, "seen_objects": 1.0, "heard_digits": 0.0}
+    assert set(figures["yes_no"]) == {"seen_objects", "heard_digits"}
     assert figures["agreement"] == dict.fromkeys(figures["score"], 1.0)  # with itself
     assert all(abs(value) < 1e-5 for value in figures["kl"].values())
     assert figures["truth"]["digits"] > figures["truth"]["clothes"] > 0

@@ -73,16 +73,23 @@ def test_preferences_of_any_modality_share_a_batch(tmp_path: Path, start: str, p
     assert set(figures) == {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")}
 
 
-def test_each_adapter_gets_the_gradients_of_its_own_rows(start: str, pairs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("adapter", ["speech", "vision"])
+def test_each_adapter_gets_the_gradients_of_its_own_rows(
+    start: str, pairs: Path, tmp_path: Path, adapter: str
+) -> None:
+    """Clips alone are the speech adapter's; pictures, and pictures beside clips, the vision adapter's."""
     lines = pairs.read_text().splitlines()
+    pictures = [line for line in lines if '"image"' in line]
+    own = pictures if adapter == "vision" else [line for line in lines if '"audio"' in line and line not in pictures]
+    assert 0 < len(own) < len(lines)
     gradients = []
-    for chosen in (lines, [line for line in lines if '"image"' not in line and '"audio"' in line]):
+    for chosen in (lines, own):
         path = pairs.with_name("some.jsonl")
         path.write_text("\n".join(chosen))
         model = load(start)
         loss, _ = PreferenceStep(None, Preference())(model, batch(start, path), None)
         (loss * len(chosen)).backward()
-        gradients.append([model.get_parameter(name).grad for name in model.parameter_groups()["adapter.speech"]])
+        gradients.append([model.get_parameter(name).grad for name in model.parameter_groups()[f"adapter.{adapter}"]])
     assert any(grad is not None and grad.abs().max() > 1e-6 for grad in gradients[0])
     for mixed, alone in zip(*gradients, strict=True):
         torch.testing.assert_close(mixed, alone, rtol=1e-3, atol=1e-6)
