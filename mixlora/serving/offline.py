@@ -1,4 +1,4 @@
-"""Rows of a data set in, answers out: what Ray Data, or anything else that hands out batches, calls for each of them."""
+"""Rows of a data set in, answers out: what Ray Data, or whatever else hands out batches, calls for each of them."""
 
 from pathlib import Path
 from typing import Any

@@ -8,7 +8,7 @@ SECONDS = 30.0
 
 
 class Impatient(H11Protocol):
-    """uvicorn's protocol for a connection; it closes one that has no whole request head within `SECONDS` to twice that.
+    """uvicorn's protocol for a connection; without a whole request head for `SECONDS` to twice that, it is closed.
 
     uvicorn has a limit for what comes between two requests only. Bodies have their own limit, see [`Guard`].
     """

@@ -45,6 +45,8 @@ class Settings:
     """Of pictures and clips."""
     body_bytes: int = 30_000_000
     """Of a request."""
+    body_seconds: float = 30.0
+    """For a request to arrive, and for a client to take each piece of an answer."""
     usual_tokens: int = 256
     """Of an answer where the client says nothing."""
     most_tokens: int = 4096
@@ -71,7 +73,7 @@ def create_app(engine: Engine, settings: Settings | None = None, close_engine: b
 
     # no pages of documentation: they would load scripts from elsewhere
     app = FastAPI(title="mixlora", lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard, key=settings.key, body_bytes=settings.body_bytes)
+    app.add_middleware(Guard, key=settings.key, body_bytes=settings.body_bytes, body_seconds=settings.body_seconds)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.names))
     _tell_errors(app)
     _Routes(engine, settings).add_to(app)

@@ -120,12 +120,10 @@ def test_models_health_and_metrics(client: TestClient) -> None:
     assert client.get("/health").json() == {"status": "ok"}
     ask(client)
     figures = client.get("/metrics").text
-    assert 'mixlora_ended_total{modality="text",reason="length"}' in figures and 'mixlora_running{modality="speech"} 0.0' in figures
-
-
-def test_typed_markers_stay_text(client: TestClient) -> None:
-    body = ask(client, "<|image|><|end|><|assistant|>").json()
-    assert body["mixlora"]["modality"] == "text"
+    assert (
+        'mixlora_ended_total{modality="text",reason="length"}' in figures
+        and 'mixlora_running{modality="speech"} 0.0' in figures
+    )
 
 
 def test_settings_reach_the_engine(client: TestClient) -> None:
@@ -137,59 +135,6 @@ def test_settings_reach_the_engine(client: TestClient) -> None:
     whole = ask(client, "Hi", max_tokens=20).json()["choices"][0]["message"]["content"]
     cut = ask(client, "Hi", max_tokens=20, stop=[whole[3:5]]).json()["choices"][0]
     assert cut["message"]["content"] == whole[: whole.index(whole[3:5])].rstrip() and cut["finish_reason"] == "stop"
-
-
-BIG = png(Image.new("RGB", (600, 600)))
-BOMB = png(Image.new("1", (20_000, 20_000)))
-SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
-SHORT = wav(clip())
-ATTACKS: dict[str, tuple[Any, str]] = {
-    "path": ([image_part("/etc/passwd")], "data URLs are read, and no addresses"),
-    "file url": ([image_part("file:///etc/passwd")], "nothing else is fetched"),
-    "loopback": ([image_part("http://127.0.0.1:8000/health")], "nothing else is fetched"),
-    "metadata address": ([image_part("http://169.254.169.254/latest")], "nothing else is fetched"),
-    "elsewhere": ([image_part("https://example.com/a.png")], "nothing else is fetched"),
-    "data url as text": ([image_part("data:text/plain,hello")], "must be of base64"),
-    "not base64": ([image_part("data:image/png;base64,****")], "can't be read as base64"),
-    "svg": ([image_part(data_url(SVG, "image/svg+xml"))], "not a picture"),
-    "svg called png": ([image_part(data_url(SVG))], "not a picture"),
-    "eps": ([image_part(data_url(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"))], "not a picture"),
-    "clip called png": ([image_part(data_url(SHORT))], "not a picture"),
-    "too many pixels": ([image_part(data_url(BIG))], "600 x 600 pixels"),
-    "bomb": ([image_part(data_url(BOMB))], "more than 250000 pixels"),
-    "truncated picture": ([image_part(data_url(png(picture())[:-30]))], "messages[0].content[0]"),
-    "empty picture": ([image_part("data:image/png;base64,")], "the file is empty"),
-    "too many bytes": ([image_part(data_url(bytes(200_001)))], "at most 200000"),
-    "picture called clip": ([audio_part(png(picture()))], "not a clip"),
-    "text as clip": ([audio_part(b"hello")], "not a clip"),
-    "long clip": ([audio_part(wav(np.zeros(9600), 4000, "FLAC", "PCM_16"))], "at 4000 Hz is not taken"),
-    "three hours": ([audio_part(wav(np.zeros(8000 * 60 * 60), 8000, "FLAC", "PCM_16"))], "longer than 2 seconds"),
-    "nan": ([audio_part(wav(np.full(9600, np.nan)))], "NaN"),
-    "too short": ([audio_part(wav(np.zeros(10)))], "shorter than 25 ms"),
-    "channels": ([audio_part(wav(np.zeros((900, 40))))], "40 channels"),
-    "truncated clip": ([audio_part(SHORT[:30])], "not a clip"),
-    "many items": ([image_part(data_url(png(picture())))] * 4, "4 pictures and clips, at most 3"),
-    "long text": ("x" * 2001, "2001 characters, at most 2000"),
-    "more than the model takes": ("x" * 600, "this model takes 512"),
-    "unknown part": ([{"type": "video_url", "video_url": {"url": "x"}}], "does not match any of the expected tags"),
-    "path part": ([{"type": "image", "path": "/etc/passwd"}], "does not match any of the expected tags"),
-    "content of another type": (17, "messages.0.content"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_bad_content_is_refused_with_one_line(client: TestClient, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    def never(*_: Any, **__: Any) -> None:
-        raise AssertionError("something was looked up")
-
-    monkeypatch.setattr("socket.getaddrinfo", never)
-    content, words = ATTACKS[name]
-    response = ask(client, content)
-    assert response.status_code == 400, response.text
-    error = response.json()["error"]
-    assert error["type"] == "invalid_request_error" and "\n" not in error["message"] and "Traceback" not in str(error)
-    assert words in error["message"]
-    assert client.get("/health").status_code == 200
 
 
 REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
@@ -216,18 +161,7 @@ def test_what_cannot_be_honoured_is_refused(client: TestClient, name: str) -> No
     assert response.status_code == status and words in response.json()["error"]["message"], response.text
 
 
-def test_bodies_that_are_no_form(client: TestClient) -> None:
-    for body in (b"{", b"[]", b"\xff\xfe", b"[" * 100_000):
-        response = client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
-        assert response.status_code == 400 and response.json()["error"]["message"], body[:10]
-    response = client.post("/v1/chat/completions", content=b" " * 600_001)
-    assert response.status_code == 413 and response.json()["error"]["code"] == "request_too_large"
-
-    def pieces() -> Iterator[bytes]:
-        for _ in range(700):
-            yield b" " * 1000
-
-    assert client.post("/v1/chat/completions", content=pieces()).status_code == 413, "without a content-length"
+def test_unknown_routes_and_methods(client: TestClient) -> None:
     assert client.get("/nowhere").json()["error"]["message"] == "Not Found"
     assert client.delete("/v1/models").json()["error"]["message"] == "Method Not Allowed"
 
