@@ -28,6 +28,11 @@ from .speech_context import DepthwiseConv, SpeechContext
 from .splicing import cut_by_rows, owner_rows, splice
 from .towers import build_speech_tower, build_vision_tower
 
+PLACEMENT = (
+    *("_no_split_modules", "_skip_keys_device_placement"),
+    *("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"),
+)
+
 
 @dataclass
 class MediaOutput(ModelOutput):
@@ -110,6 +115,13 @@ class MixLoraModel(MixLoraPreTrainedModel):
             self.add_pairs(name, spec)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def post_init(self) -> None:
+        """As in transformers, which asks direct children alone how their layers are to be placed and kept."""
+        for tower in (getattr(self, "vision_tower", None), getattr(self, "speech_tower", None)):
+            for name in PLACEMENT if tower is not None else ():
+                setattr(tower, name, getattr(tower.encoder, name, None))
+        super().post_init()
 
     def add_pairs(self, name: str, spec: dict[str, Any]) -> None:
         """Adds an adapter's fresh pairs to the projections that its entry of `config.adapters` names.

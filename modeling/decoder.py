@@ -18,7 +18,7 @@ from .long_attention import LongAttention, Probe
 from .lora_experts import LoraExperts
 from .packing import Packing
 from .rope import RotaryEmbedding
-from .routed_lora import Route, RoutedLinear
+from .routed_lora import LoraDown, LoraUp, Route, RoutedLinear
 from .row_layout import RowLayout
 
 
@@ -132,9 +132,8 @@ class RoutedPreTrainedModel(PreTrainedModel):
             module.reset_buffers(module.inv_freq.device)
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
-        elif isinstance(module, RoutedLinear):
-            for name in module.lora_B:
-                module.reset_adapter(name)
+        elif isinstance(module, LoraDown | LoraUp):
+            module.reset_parameters()
         elif isinstance(module, LoraExperts):
             module.reset()
 

@@ -61,6 +61,8 @@ class RoutedGenerationMixin(GenerationMixin):
         """
         ctc_weight = kwargs.pop("ctc_weight", self.config.speech_ctc_weight)
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        if input_ids is None and kwargs.get("inputs_embeds") is None:
+            input_ids = self._beginning(generation_config or self.generation_config)
         chunk = kwargs.get("prefill_chunk_size", (generation_config or self.generation_config).prefill_chunk_size)
         if chunk is not None and kwargs.get("inputs_embeds") is not None:
             raise ValueError("prefill_chunk_size needs input_ids: transformers does not cut inputs_embeds into chunks")
@@ -235,6 +237,10 @@ class RoutedGenerationMixin(GenerationMixin):
             return generator
         mask = model_kwargs.get("attention_mask")
         return DraftsUpToSwitch(generator, rotary, 0 if mask is None else int((mask == 0).sum()))
+
+    def _beginning(self, config: GenerationConfig) -> torch.Tensor | None:
+        """Ids `[1, 1]` of a text from nothing; None where the model has no token to begin with."""
+        return None if config.bos_token_id is None else torch.tensor([[config.bos_token_id]], device=self.device)
 
     def _suppressed(self, kwargs: dict[str, Any], config: GenerationConfig) -> list[int] | None:
         """Tokens that are never an answer: a placeholder would ask for media that are not there."""

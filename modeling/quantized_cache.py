@@ -1,8 +1,9 @@
 """Quantized caches in which every token has scales of its own, so that no row is rounded by its neighbours.
 
 transformers' fp8 layer has one scale for the whole batch, fixed by the prompt: a louder row makes the others coarser,
-and a later key beyond the prompt's loudest overflows to NaN. Here each token of each head has its scale. In the integer
-backends groups of numbers share a scale: they may lie within a head's vector only.
+and a later key beyond the prompt's loudest overflows to NaN. Here each token of each head has its scale.
+
+Of the integer backends, groups of numbers share a scale: they may lie within a head's vector only.
 """
 
 from typing import Any

@@ -114,6 +114,17 @@ def pair_size(spec: dict[str, Any], path: str) -> tuple[int, float] | None:
     return rank, alpha
 
 
+class LoraDown(nn.Linear):
+    """`lora_A`, drawn as a linear layer is (LoRA, arXiv 2106.09685, section 4.1)."""
+
+
+class LoraUp(nn.Linear):
+    """`lora_B`, zero until it learns, so that a fresh adapter changes nothing."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+
 class RoutedLinear(nn.Module):
     """`base_layer(x)` plus, on the rows of each adapter, `scaling * lora_B(lora_A(dropout(x)))`.
 
@@ -159,9 +170,8 @@ class RoutedLinear(nn.Module):
             sizes = self.in_features, self.out_features
             self.lora_experts[name] = LoraExperts(sizes, r, experts, top_k, alpha / r, **options)
             return
-        self.lora_A[name] = nn.Linear(self.in_features, r, bias=False, **options)
-        self.lora_B[name] = nn.Linear(r, self.out_features, bias=False, **options)
-        self.reset_adapter(name)
+        self.lora_A[name] = LoraDown(self.in_features, r, bias=False, **options)
+        self.lora_B[name] = LoraUp(r, self.out_features, bias=False, **options)
 
     def remove_adapter(self, name: str) -> None:
         """Drops an adapter."""
@@ -174,13 +184,6 @@ class RoutedLinear(nn.Module):
         down, up = self.lora_A[name], self.lora_B[name]
         assert isinstance(down, nn.Linear) and isinstance(up, nn.Linear)
         return down, up
-
-    @torch.no_grad()
-    def reset_adapter(self, name: str) -> None:
-        """Draws `lora_A` anew and zeroes `lora_B` (LoRA, arXiv 2106.09685, section 4.1)."""
-        down, up = self.pair(name)
-        nn.init.kaiming_uniform_(down.weight, a=5**0.5)
-        nn.init.zeros_(up.weight)
 
     @torch.no_grad()
     def split_adapter(self, name: str, experts: int, top_k: int) -> None:

@@ -1,5 +1,6 @@
 """Cases about the model: batches, adapters, the cache, errors. `tiny_models` has both models."""
 
+import copy
 from collections.abc import Callable
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -181,6 +182,47 @@ def second_turn(model: Any, prepare: Callable[[list[Row]], Inputs]) -> str:
     return common_start(found, wanted)
 
 
+def second_turn_across_the_switch(model: Any) -> str:
+    """The cache of a first turn, kept; its second turn passes the switch."""
+    whole = make_row(words=SWITCH + 6, seed=3)
+    past = DynamicCache(config=getattr(model.config, "text_config", model.config))
+    model(**our_inputs([whole | {"ids": whole["ids"][: SWITCH - 20]}]), past_key_values=past, use_cache=True)
+    found = model.generate(**our_inputs([whole]), **GREEDY, past_key_values=past)[0, -12:]
+    return common_start(found, model.generate(**our_inputs([whole]), **GREEDY, use_cache=False)[0, -12:])
+
+
+def chunks_across_the_switch(model: Any) -> str:
+    inputs = our_inputs([make_row(words=SWITCH + 11, seed=4)])
+    found = model.generate(**inputs, **GREEDY, prefill_chunk_size=16)[0, -12:]
+    return common_start(found, model.generate(**inputs, **GREEDY, use_cache=False)[0, -12:])
+
+
+def two_parts(model: Any, **options: Any) -> str:
+    """A text beyond the switch, read in two forwards with a cache."""
+    inputs = our_inputs([make_row(words=SWITCH + 11, seed=4)])
+    ids, past = inputs["input_ids"], DynamicCache(config=getattr(model.config, "text_config", model.config))
+    model(ids[:, :40], past_key_values=past, use_cache=True)
+    found = model(ids[:, 40:], past_key_values=past, use_cache=True, **options).logits
+    return likeness(found[0, -1], model(**inputs).logits[0, -1])
+
+
+def drafted(model: Any, inputs: Inputs) -> str:
+    """With the model itself as its assistant."""
+    wanted = model.generate(**inputs, **GREEDY)[0, -12:]
+    return common_start(model.generate(**inputs, **GREEDY, assistant_model=copy.deepcopy(model))[0, -12:], wanted)
+
+
+def placeholders_without_media(model: Any, inputs: Inputs) -> str:
+    """What a tokenizer alone gives of a prompt with a picture."""
+    logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    return "**answers without the picture**, no message" if torch.isfinite(logits).all() else "NaN"
+
+
+def several_samples(model: Any, inputs: Inputs, **options: Any) -> str:
+    drawn = {"do_sample": True, "num_return_sequences": 2, "max_new_tokens": 4}
+    return f"{len(model.generate(**inputs, **drawn, **options))} answers"
+
+
 LONG_TEXT = make_row(words=3000, seed=5)
 FORTY_FIVE_SECONDS = make_row(frames=[4500], seed=5)
 PROJECTOR = (
@@ -200,6 +242,24 @@ CASES = [
         "the tokens of the row alone",
         lambda: across_the_switch(with_a_near_switch()[0], [make_row(words=SWITCH - 4)], 32),
         lambda: across_the_switch(with_a_near_switch()[1], [make_row(words=SWITCH - 4)], 32),
+    ),
+    Case(
+        "a second turn that passes the switch, the cache kept",
+        "the tokens of no cache",
+        lambda: second_turn_across_the_switch(with_a_near_switch()[0]),
+        lambda: second_turn_across_the_switch(with_a_near_switch()[1]),
+    ),
+    Case(
+        "`prefill_chunk_size`, a prompt beyond the switch",
+        "the tokens of no cache",
+        lambda: chunks_across_the_switch(with_a_near_switch()[0]),
+        lambda: chunks_across_the_switch(with_a_near_switch()[1]),
+    ),
+    Case(
+        "`forward` on a text in two parts, across the switch",
+        "the logits of one part",
+        lambda: two_parts(with_a_near_switch()[0]),
+        lambda: two_parts(with_a_near_switch()[1], adapter_ids=torch.tensor([-1])),
     ),
     Case(
         "a short row beside one beyond the switch",
@@ -246,6 +306,14 @@ CASES = [
         lambda: train_a_mixed_batch(ours(), our_inputs([PICTURE, CLIP])),
     ),
     Case(
+        "two samples a row, rows of two adapters (theirs: a `PeftModel`)",
+        "4 answers",
+        lambda: several_samples(
+            peft_model(), for_generate(their_inputs([PLAIN, PLAIN])), adapter_names=["vision", "speech"]
+        ),
+        lambda: several_samples(ours(), our_inputs([PICTURE, CLIP])),
+    ),
+    Case(
         "ids as labels, for a picture and a clip",
         "placeholders teach nothing",
         lambda: ids_as_labels(theirs(), their_inputs([BOTH])),
@@ -262,6 +330,18 @@ CASES = [
         "an answer without placeholders",
         lambda: would_say_a_placeholder(theirs(), for_generate(their_inputs([CLIP]))),
         lambda: would_say_a_placeholder(ours(), our_inputs([CLIP])),
+    ),
+    Case(
+        "assisted generation, a picture in the prompt",
+        "the tokens of no assistant",
+        lambda: drafted(theirs(), for_generate(their_inputs([PICTURE]))),
+        lambda: drafted(ours(), our_inputs([PICTURE])),
+    ),
+    Case(
+        "a picture's placeholders without its pixels",
+        "an error",
+        lambda: placeholders_without_media(theirs(), their_inputs([PICTURE])),
+        lambda: placeholders_without_media(ours(), our_inputs([PICTURE])),
     ),
     Case(
         "`model.to(torch.bfloat16)`, 3,000 tokens",

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicCache
 
 from mixlora.modeling.configuration_mixlora import MixLoraConfig
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
-from tests.modeling.model_fixtures import ROWS, batch_inputs, make_loud, row_inputs, tiny_config
+from tests.modeling.model_fixtures import ROWS, batch_inputs, make_loud, of_type, row_inputs, tiny_config
 from tests.modeling.phi4_fixtures import make_row, native_config, our_inputs
 
 Inputs = dict[str, torch.Tensor]
@@ -39,10 +39,6 @@ def count(calls: Counter[str], part: str, *hooked: Any) -> None:
     calls[part] += 1
 
 
-def as_double(inputs: Inputs) -> Inputs:
-    return {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
-
-
 @pytest.mark.parametrize("build", [whisper_and_clip, timm, phi4], ids=lambda build: build.__name__)
 def test_towers_are_checkpointed_and_learn_the_same(build: Any) -> None:
     torch.manual_seed(0)
@@ -57,7 +53,7 @@ def test_towers_are_checkpointed_and_learn_the_same(build: Any) -> None:
             if not list(module.children()):
                 module.register_forward_hook(partial(count, calls, name.split(".")[0]))
         torch.manual_seed(1)  # Phi-4's speech tower has dropout
-        model(**as_double(inputs), use_cache=False).logits.square().mean().backward()
+        model(**of_type(inputs, torch.double), use_cache=False).logits.square().mean().backward()
         runs.append((calls, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
     (plain, wanted), (twice, found) = runs
     for part in plain:
