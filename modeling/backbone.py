@@ -400,6 +400,8 @@ class MixLoraModel(MixLoraPreTrainedModel):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         past_key_values = given_cache(past_key_values, cache)
         route = self.route(adapter_ids, input_ids, past_key_values)
+        has_media = pixel_values is not None or input_features is not None or bool(mm_encoder_outputs)
+        route = replace(route, quick=self.training or has_media or bool(route.rows))
         if inputs_embeds is None:
             idle = Idle(self, input_ids.device)
             media = self.encode_media(
@@ -413,7 +415,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
                 idle=idle,
             )
             inputs_embeds = idle.added_to(self.embed(input_ids, media))
-        elif pixel_values is not None or input_features is not None or mm_encoder_outputs:
+        elif has_media:
             raise ValueError("media need input_ids: with inputs_embeds the placeholders cannot be seen")
         if (self.config.text_config.use_cache if use_cache is None else use_cache) and past_key_values is None:
             past_key_values = None if self.training else growing(DynamicCache(config=self.config.text_config))
@@ -436,6 +438,8 @@ class MixLoraModel(MixLoraPreTrainedModel):
             keep(past_key_values, layers, inputs_embeds, rotary.is_long(row_lengths))
         if route.usage is not None:
             outputs = RoutedOutput(**outputs, aux_loss=route.usage.close())
+        if not torch.compiler.is_compiling():
+            outputs.quick = route.quick  # type: ignore[attr-defined]  # for the head
         return outputs
 
     def _decode(
@@ -457,7 +461,7 @@ class MixLoraModel(MixLoraPreTrainedModel):
         if kwargs["layout"] is None and not (kwargs["output_hidden_states"] or kwargs["output_attentions"]):
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
             kwargs["packing"] = packing_of(config, attention_mask, inputs_embeds.shape[1], past, route)
-            if config.sliding_window is None:
+            if config.sliding_window is None and route.quick:
                 backend = config._attn_implementation
                 kwargs["windows"] = windows_of(attention_mask, past_key_values, inputs_embeds.shape[1], backend)
         if kwargs["layout"] is None and kwargs.get("packing") is None:

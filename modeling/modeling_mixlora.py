@@ -233,7 +233,9 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
             output_aux_loss=output_aux_loss,
             **{key: value for key, value in kwargs.items() if key != "num_items_in_batch"},
         )
-        logits = apply_linear(self.lm_head, slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        is_quick = getattr(outputs, "quick", False)
+        logits = apply_linear(self.lm_head, hidden_states) if is_quick else self.lm_head(hidden_states)
         loss = None
         if labels is not None:
             loss = self.loss_function(

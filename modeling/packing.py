@@ -104,9 +104,10 @@ def packing_of(config: MixLoraTextConfig, attention_mask: Any, length: int, past
     """How to pack the rows of a forward; None where they are read padded.
 
     That is so where nothing would be gained; behind a filled cache; with a mask of another kind, a backend that needs
-    a mask, a sliding window that is shorter than a row; in compiled code; and where experts count their tokens.
+    a mask, a sliding window that is shorter than a row; in compiled code; where experts count their tokens; and in a
+    batch of text alone, see [`Route`].
     """
-    if length == 1 or past or torch.compiler.is_compiling() or route.masks or route.usage is not None:
+    if length == 1 or past or not route.quick or torch.compiler.is_compiling() or route.masks or route.usage is not None:
         return None
     if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2 or attention_mask.shape[1] != length:
         return None

@@ -5,7 +5,7 @@ which adapter acts, so checkpointing, threads, beams and exceptions cannot chang
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,11 +35,14 @@ class Route:
             every row of the batch. An adapter may come several times, with rows of its own each time.
         masks: `(adapter name, BoolTensor [batch, 1, 1])`, the form made of tensor operations alone, for compiling.
         usage: where given, adapters of experts tell it how evenly these are used.
+        quick: whether layers and lengths may be computed in the quickest way. Not so in a batch of text alone, which
+            has to be what the decoder alone gives, bit for bit.
     """
 
     rows: tuple[tuple[str, Where], ...] = ()
     masks: tuple[tuple[str, torch.Tensor], ...] = ()
     usage: Usage | None = field(default=None, compare=False)
+    quick: bool = field(default=False, compare=False)
 
     @classmethod
     def from_adapter_ids(
@@ -85,7 +88,7 @@ class Route:
         rows = tuple(
             (name, where.to(device) if isinstance(where, torch.Tensor) else where) for name, where in self.rows
         )
-        return Route(rows, tuple((name, mask.to(device)) for name, mask in self.masks), self.usage)
+        return replace(self, rows=rows, masks=tuple((name, mask.to(device)) for name, mask in self.masks))
 
     @property
     def names(self) -> set[str]:
@@ -222,7 +225,7 @@ class RoutedLinear(nn.Module):
         acting = [(name, where) for name, where in route.rows if self.holds(name)]
         if acting and not route.masks and self._may_fuse(x, acting):
             return self._fused(x, acting)
-        out = apply_linear(self.base_layer, x)
+        out = apply_linear(self.base_layer, x) if route.quick else self.base_layer(x)
         for name, where in acting:
             out = self._added(out, x, name, where, route.usage)
         for name, mask in route.masks:
