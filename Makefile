@@ -70,6 +70,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/mimic_loss.py
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/cached_teacher.py
+	$(BIN)/python benchmarks/data_stream.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

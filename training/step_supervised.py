@@ -53,7 +53,8 @@ class SupervisedStep:
         loss = losses.sum() / (num_items if num_items is not None else max(len(losses), 1))
         counted = predicting.sum(1)
         sums = losses.new_zeros(len(labels)).index_add(0, predicting.nonzero()[:, 0], losses.detach())
-        return balance(weight * loss, outputs, {"row_losses": torch.stack([sums, counted.to(sums.dtype)], dim=1)})
+        figures: dict[str, Any] = {"row_losses": torch.stack([sums, counted.to(sums.dtype)], dim=1)}
+        return balance(weight * loss, outputs, figures)
 
     def _with_ctc(self, model: Any, inputs: Inputs, num_items: NumItems) -> Outcome:
         heard = self._ctc(model, inputs, inputs["labels"])

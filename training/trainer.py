@@ -32,6 +32,9 @@ class StageTrainer(ResumableTrainer):
     those of one.
     """
 
+    optimizer: Any
+    _tr_loss: Any
+
     def __init__(
         self,
         model: Any,

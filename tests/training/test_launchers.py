@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -86,19 +87,18 @@ def test_two_processes_go_on_after_an_end_at_any_time(
     folder = tmp_path / "two"
     entry.train(recipe, tmp_path / "one", LONG)
     long = [*command("torchrun", recipe, folder), *LONG]
-    run = subprocess.Popen(
-        long, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
+    run = subprocess.Popen(long, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + PATIENCE
     checkpoints = folder / "01-only/checkpoints"
     while last_checkpoint(checkpoints) is None and run.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(random.Random(str(how)).uniform(0, 0.5))
     if how == signal.SIGKILL:
-        os.killpg(run.pid, how)
+        for process in (*psutil.Process(run.pid).children(recursive=True), run):  # ranks have sessions of their own
+            process.kill()
     else:
         run.send_signal(how)  # torchrun hands it on to its ranks
-    run.communicate(timeout=PATIENCE)
+    run.wait(timeout=PATIENCE)
     assert not (folder / "01-only/done.json").exists()
     entry.train(recipe, folder, LONG)
     check_same(tmp_path / "one", folder, Path(start))
