@@ -45,9 +45,7 @@ class SupervisedStep:
         rest = {name: value for name, value in inputs.items() if name != "labels"}
         outputs = model.model(**rest, use_cache=False, **balance.wanted(labels))
         predicting = response_mask(labels)
-        logits = apply_linear(
-            model.lm_head, outputs.last_hidden_state[predicting][None]
-        )  # [1, labelled, vocab]
+        logits = apply_linear(model.lm_head, outputs.last_hidden_state[predicting][None])  # [1, labelled, vocab]
         targets = labels[:, 1:][predicting[:, :-1]][None]
         return balance(weight * next_token_loss(logits, targets, num_items), outputs, {})
 
