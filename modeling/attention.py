@@ -175,5 +175,5 @@ class RoutedAttention(nn.Module):
             past_key_values.update(*padded, self.layer_idx)
         query = apply_rotary(query, *position_embeddings)
         kwargs.pop("position_ids", None)  # those of the padded batch
-        output = packing.attend(lambda *states: self._attend(*states, None, **kwargs), query, key, value)
+        output = packing.attend(lambda q, k, v: self._attend(q, k, v, None, **kwargs), query, key, value)
         return self.o_proj(output.flatten(2), route)

@@ -15,6 +15,9 @@ class GrowingLayer(DynamicLayer):
     Both are views of tensors with room behind, as long as nobody puts others in their place.
     """
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._rooms: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
@@ -68,5 +71,5 @@ def growing(cache: Cache) -> Cache:
         for i, layer in enumerate(cache.layers):
             if type(layer) is DynamicLayer and not layer.is_initialized:
                 cache.layers[i] = grown = GrowingLayer()
-                vars(grown).update(vars(layer))
+                grown.__dict__.update(layer.__dict__)
     return cache

@@ -105,16 +105,17 @@ class RoutedSum(torch.autograd.Function):
             needs_down, needs_up = ctx.needs_input_grad[4 + 2 * i : 6 + 2 * i]
             run = tokens_of(where, length)
             mine = grad[run]
-            through = (mine @ up).mul_(scaling) if back is not None or needs_down else None  # [tokens, r]
-            if back is not None and seen is None:
-                back[run].addmm_(through, down)
-            elif back is not None:
-                back[run].addcmul_(through @ down, seen, value=1 / (1 - dropout))
-            if needs_down:
-                entered = flat_x[run] if seen is None else flat_x[run] * seen * (1 / (1 - dropout))
-                found.append(through.t() @ entered)
-            else:
-                found.append(None)
+            grad_down = None
+            if back is not None or needs_down:
+                through = (mine @ up).mul_(scaling)  # [tokens, r]
+                if back is not None and seen is None:
+                    back[run].addmm_(through, down)
+                elif back is not None:
+                    back[run].addcmul_(through @ down, seen, value=1 / (1 - dropout))
+                if needs_down:
+                    entered = flat_x[run] if seen is None else flat_x[run] * seen * (1 / (1 - dropout))
+                    grad_down = through.t() @ entered
+            found.append(grad_down)
             found.append((mine.t() @ hidden).mul_(scaling) if needs_up else None)
         return (None if back is None else back.view_as(x), None, None, None, *found)
 

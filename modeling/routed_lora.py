@@ -272,10 +272,10 @@ class RoutedLinear(nn.Module):
 
     def _fused(self, x: torch.Tensor, acting: list[tuple[str, Where]]) -> torch.Tensor:
         weight, bias = self.base_layer.weight, self.base_layer.bias
-        pairs = [
-            Pair(where, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name], self._dropped(name))
-            for name, where in acting
-        ]
+        pairs = []
+        for name, where in acting:
+            down, up = self.pair(name)
+            pairs.append(Pair(where, down.weight, up.weight, self.scaling[name], self._dropped(name)))
         if torch.is_grad_enabled():
             matrices = [matrix for pair in pairs for matrix in (pair.down, pair.up)]
             places = [(pair.where, pair.scaling, pair.dropout) for pair in pairs]
