@@ -31,8 +31,8 @@ from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 METHODS = ("plain", "linear", "yarn", "longrope", "dual_chunk", "dual_chunk_temperature")
 FAR_METHODS = ("plain", "dual_chunk", "dual_chunk_temperature")
 THETA = 10000.0
-BACK = (1, 2)
-MARGIN = 8.0
+BACK, MARGIN = (1, 2), 5.0
+"""How far the first heads look back, and how much all other scores are below."""
 EMBEDDING = 0.7
 TOKENS_AT_ONCE = 8192
 Parts = dict[str, dict[str, Media]]
@@ -128,8 +128,6 @@ class Reader(nn.Module):
             strength = (MARGIN / float(half - scores.max()) / attention.scaling) ** 0.5
             mine = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
             turned = torch.cat(((back * angles).cos(), -(back * angles).sin()))
-            for projection in (attention.q_proj, attention.k_proj):  # what a token is does not count at first
-                projection.base_layer.weight[mine] = 0
             attention.q_proj.base_layer.bias[mine] = strength * turned
             attention.k_proj.base_layer.bias[mine] = strength * torch.cat((torch.ones(half), torch.zeros(half)))
 
@@ -196,7 +194,8 @@ class Training:
             "right": round(right, 4),
         }
         line |= {task: round(sum(each) / len(each), 3) for task, each in by_task.items() if each}
-        self.right = [*self.right, right][-20:]
+        shown = [sum(by_task[task]) / len(by_task[task]) for task in TASKS if TASKS[task].media is None]
+        self.right = [*self.right, sum(shown) / len(shown)][-20:]  # digits are learnt more slowly
         if self.length < self.final and len(self.right) == 20 and sum(self.right) / 20 > self.options.right:
             self.length, self.right = min(2 * self.length, self.final), []
         self.step += 1
@@ -290,8 +289,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--media", type=Path, help="vectors of digits; by default a file of the output, encoded once")
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--tokens", type=int, default=3072, help="of a step; at least a row of each task")
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--tokens", type=int, default=4096, help="of a step; at least a row of each task")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--first-length", type=int, default=64)
     parser.add_argument("--right", type=float, default=0.9, help="share of right answers at which rows get longer")

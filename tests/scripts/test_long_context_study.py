@@ -11,6 +11,8 @@ from long_context_study import METHODS, Reader, Study, main, method_config
 from retrieval_media import Media, readable
 from retrieval_tasks import FACT, NUMBERS, TASKS, facts_of, make_rows
 
+from mixlora.modeling.rope import apply_rotary
+
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
@@ -78,11 +80,19 @@ def test_two_heads_begin_by_looking_back() -> None:
     """One and two tokens, near the start of a row and far from it."""
     reader = Reader(Study(), fake_media()).eval()
     reader.begin()
-    reader.model.set_attn_implementation("eager")
-    ids = make_rows("lookup", 1, 600, generator()).ids
-    weights = reader.model.model(ids, output_attentions=True, use_cache=False).attentions[0][0]  # [heads, 600, 600]
+    attention = reader.model.model.language_model.layers[0].self_attn
     for head, back in enumerate((1, 2)):
-        assert weights[head].diagonal(-back).min() > 0.9
+        mine = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
+        biases = [
+            each.base_layer.bias[mine][None, None, None].repeat(1, 1, 600, 1)
+            for each in (attention.q_proj, attention.k_proj)
+        ]
+        turned = reader.model.model.language_model.rotary_emb(biases[0][0], torch.arange(600)[None])
+        query, key = (apply_rotary(each, *turned)[0, 0] for each in biases)
+        scores = query @ key.T * attention.scaling
+        scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
+        assert (scores.argmax(-1)[back:] == torch.arange(600)[back:] - back).all()
+        assert scores.softmax(-1).diagonal(-back)[10:].min() > 0.8
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
