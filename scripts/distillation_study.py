@@ -39,6 +39,7 @@ class Run:
         settings: overrides beside the paths.
         student: it starts from this run's end; else from the seed's fresh student.
         measured: stages to measure; the last one by default.
+        rows: the file of its rows, where it is another one than its recipe's others have.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Run:
     settings: tuple[str, ...] = ()
     student: str = ""
     measured: tuple[str, ...] = field(default=())
+    rows: str = ""
 
 
 def runs_of(seed: int) -> list[Run]:
@@ -56,6 +58,8 @@ def runs_of(seed: int) -> list[Run]:
     for way in WAYS:
         runs.append(Run(f"{way}-dense-{seed}", "student", (way,), seed))
         runs.append(Run(f"{way}-experts-{seed}", "student", (way,), seed, (f"{way}.experts={EXPERTS}",)))
+    more = ("mimic_sft.epochs=2",)
+    runs.append(Run(f"ready-{seed}", "student", ("mimic_sft",), seed, more, rows="ready"))
     for reference in REFERENCES:
         for kind in KINDS:
             settings = [f"prefer.preference={{kind: {kind}, beta: 0.1}}"]
@@ -64,7 +68,7 @@ def runs_of(seed: int) -> list[Run]:
             if reference == "none":
                 settings += ["prefer.teacher=''", "prefer.teacher_cache=''"]
             name = f"prefer-{reference}-{kind}-{seed}"
-            runs.append(Run(name, "preference", ("prefer",), seed, tuple(settings), f"mimic_sft-dense-{seed}"))
+            runs.append(Run(name, "preference", ("prefer",), seed, tuple(settings), f"ready-{seed}"))
     return runs
 
 
@@ -116,7 +120,7 @@ class Study:
             model = self._end(self.output / "runs" / run.student)
         overrides = [f"model={model}", f"seed={run.seed}", f"stages=[{', '.join(run.stages)}]"]
         for number, stage in enumerate(run.stages):
-            rows = {"student": "few", "preference": "pairs", "hacking": "fixed"}[run.recipe]
+            rows = run.rows or {"student": "few", "preference": "pairs", "hacking": "fixed"}[run.recipe]
             if "fresh" in run.name:
                 rows = f"fresh_{number + 1}"
             overrides.append(f"{stage}.data=[{{path: {self.rows / rows}.jsonl}}]")
@@ -125,7 +129,7 @@ class Study:
         self._train(run.recipe, folder, overrides + list(run.settings))
         stages = [folder / f"{run.stages.index(s) + 1:02d}-{s}" for s in run.measured or run.stages[-1:]]
         self._note(run.name, stages, began, "weak" if weak else "strong")
-        if not run.name.startswith("mimic_sft-dense"):  # where preferences start
+        if not run.name.startswith("ready"):  # where preferences start
             shutil.rmtree(folder)
 
     @staticmethod
