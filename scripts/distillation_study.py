@@ -37,8 +37,9 @@ class Run:
         name: of its folder and its file.
         recipe: of `RECIPES`; stages: those that it runs, in order.
         settings: overrides beside the paths.
-        student: it starts from this run's end; else from the seed's fresh student.
+        student: it starts from this run's end; else from `start`, or from the seed's fresh student.
         measured: stages to measure; the last one by default.
+        start: a starting checkpoint.
         rows: the file of its rows, where it is another one than its recipe's others have.
     """
 
@@ -49,6 +50,7 @@ class Run:
     settings: tuple[str, ...] = ()
     student: str = ""
     measured: tuple[str, ...] = field(default=())
+    start: str = ""
     rows: str = ""
 
 
@@ -58,8 +60,8 @@ def runs_of(seed: int) -> list[Run]:
     for way in WAYS:
         runs.append(Run(f"{way}-dense-{seed}", "student", (way,), seed))
         runs.append(Run(f"{way}-experts-{seed}", "student", (way,), seed, (f"{way}.experts={EXPERTS}",)))
-    more = ("mimic_sft.epochs=2",)
-    runs.append(Run(f"ready-{seed}", "student", ("mimic_sft",), seed, more, rows="ready"))
+    more = ("mimic_sft.epochs=2", "mimic_sft.learning_rate=1e-3")
+    runs.append(Run(f"ready-{seed}", "student", ("mimic_sft",), seed, more, start="teacher", rows="ready"))
     for reference in REFERENCES:
         for kind in KINDS:
             settings = [f"prefer.preference={{kind: {kind}, beta: 0.1}}"]
@@ -115,7 +117,7 @@ class Study:
         teacher = self.teach("weak" if weak else "strong")
         print(f"==> {run.name}", flush=True)
         began, folder = time.process_time(), self.output / "runs" / run.name
-        model = self.output / "starts" / f"student-{run.seed}"
+        model = self.output / "starts" / (run.start or f"student-{run.seed}")
         if run.student:
             model = self._end(self.output / "runs" / run.student)
         overrides = [f"model={model}", f"seed={run.seed}", f"stages=[{', '.join(run.stages)}]"]
