@@ -19,7 +19,9 @@ MANY = {
 """Rows of the teacher."""
 FEW = {"clothes": 80, "digits": 50, "seen_objects": 90, "spoken_digit": 30, "heard_digits": 40}
 """Rows of a student, the first of the teacher's."""
-PAIRS = {"seen_objects": 160, "heard_digits": 80}
+READY = {"clothes": 240, "digits": 160, "seen_objects": 900, "spoken_digit": 60, "heard_digits": 240}
+"""Rows of a student that is to learn preferences."""
+PAIRS = {"seen_objects": 560, "heard_digits": 80}
 TESTED = {"clothes": 200, "digits": 150, "seen_objects": 200, "spoken_digit": 30}
 ASKED = 4
 """Questions about each held-out clip of a digit: two about its word, two about others."""
@@ -115,6 +117,7 @@ def write_all(folder: Path) -> None:
     for kind, counts in MANY.items():
         put(folder / f"many_{kind}.jsonl", chosen(counts))
     put(folder / "few.jsonl", chosen(FEW))
+    put(folder / "ready.jsonl", chosen(READY))
     after = MANY["clips"] | {"seen_objects": MANY["pictures"]["seen_objects"] - PAIRS["seen_objects"]}
     put(folder / "pairs.jsonl", [preferred(row) for row in chosen(PAIRS, after)])
     tested = [

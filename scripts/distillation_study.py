@@ -37,8 +37,10 @@ class Run:
         name: of its folder and its file.
         recipe: of `RECIPES`; stages: those that it runs, in order.
         settings: overrides beside the paths.
-        student: it starts from this run's end; else from the seed's fresh student.
+        student: it starts from this run's end; else from `start`, or from the seed's fresh student.
         measured: stages to measure; the last one by default.
+        start: a starting checkpoint.
+        rows: the file of its rows, where it is another one than its recipe's others have.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Run:
     settings: tuple[str, ...] = ()
     student: str = ""
     measured: tuple[str, ...] = field(default=())
+    start: str = ""
+    rows: str = ""
 
 
 def runs_of(seed: int) -> list[Run]:
@@ -56,6 +60,8 @@ def runs_of(seed: int) -> list[Run]:
     for way in WAYS:
         runs.append(Run(f"{way}-dense-{seed}", "student", (way,), seed))
         runs.append(Run(f"{way}-experts-{seed}", "student", (way,), seed, (f"{way}.experts={EXPERTS}",)))
+    more = ("mimic_sft.epochs=2", "mimic_sft.learning_rate=1e-3")
+    runs.append(Run(f"ready-{seed}", "student", ("mimic_sft",), seed, more, start="teacher", rows="ready"))
     for reference in REFERENCES:
         for kind in KINDS:
             settings = [f"prefer.preference={{kind: {kind}, beta: 0.1}}"]
@@ -64,7 +70,7 @@ def runs_of(seed: int) -> list[Run]:
             if reference == "none":
                 settings += ["prefer.teacher=''", "prefer.teacher_cache=''"]
             name = f"prefer-{reference}-{kind}-{seed}"
-            runs.append(Run(name, "preference", ("prefer",), seed, tuple(settings), f"mimic_sft-dense-{seed}"))
+            runs.append(Run(name, "preference", ("prefer",), seed, tuple(settings), f"ready-{seed}"))
     return runs
 
 
@@ -111,12 +117,12 @@ class Study:
         teacher = self.teach("weak" if weak else "strong")
         print(f"==> {run.name}", flush=True)
         began, folder = time.process_time(), self.output / "runs" / run.name
-        model = self.output / "starts" / f"student-{run.seed}"
+        model = self.output / "starts" / (run.start or f"student-{run.seed}")
         if run.student:
             model = self._end(self.output / "runs" / run.student)
         overrides = [f"model={model}", f"seed={run.seed}", f"stages=[{', '.join(run.stages)}]"]
         for number, stage in enumerate(run.stages):
-            rows = {"student": "few", "preference": "pairs", "hacking": "fixed"}[run.recipe]
+            rows = run.rows or {"student": "few", "preference": "pairs", "hacking": "fixed"}[run.recipe]
             if "fresh" in run.name:
                 rows = f"fresh_{number + 1}"
             overrides.append(f"{stage}.data=[{{path: {self.rows / rows}.jsonl}}]")
@@ -125,7 +131,7 @@ class Study:
         self._train(run.recipe, folder, overrides + list(run.settings))
         stages = [folder / f"{run.stages.index(s) + 1:02d}-{s}" for s in run.measured or run.stages[-1:]]
         self._note(run.name, stages, began, "weak" if weak else "strong")
-        if not run.name.startswith("mimic_sft-dense"):  # where preferences start
+        if not run.name.startswith("ready"):  # where preferences start
             shutil.rmtree(folder)
 
     @staticmethod

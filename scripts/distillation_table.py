@@ -14,7 +14,7 @@ YES_NO = {"accuracy": "right", "f1": "F1", "yes_share": "share of yes", "wrong_y
 WAYS = ("sft", "mimic", "mimic_sft")
 HACKED = ("clothes", "digits")
 """Tasks of the long mimicry."""
-START = "mimic_sft-dense"
+START = "ready"
 """What preferences start from."""
 
 

@@ -27,19 +27,19 @@ def test_every_run_is_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Study, "_train", load)
     monkeypatch.setattr(Study, "_note", lambda *args: None)
     monkeypatch.setattr(Study, "teach", lambda study, which: study._end(study.teachers[which]))
-    for end in ("runs/mimic_sft-dense-1/01-mimic_sft", "teacher/02-strong_2", "weak_teacher/01-weak_1"):
+    for end in ("runs/ready-1/01-mimic_sft", "teacher/02-strong_2", "weak_teacher/01-weak_1"):
         (tmp_path / end).mkdir(parents=True)
     study = Study(tmp_path, tmp_path / "results", seeds=3)
     for run in [*runs_of(1)[1:], *hacking_runs(1)]:
-        if run.name != "mimic_sft-dense-1":
+        if run.name != "ready-1":
             study.run(run)
-    assert len(plans) == 12 and {plan.seed for plan in plans.values()} == {1}
+    assert len(plans) == 13 and {plan.seed for plan in plans.values()} == {1}
     assert (
         plans["mimic-experts-1"].stages[0].experts.count == 4 and plans["mimic-dense-1"].stages[0].experts.count == 0
     )
     assert plans["mimic-dense-1"].model == str(tmp_path / "starts" / "student-1")
     start = plans["prefer-none-kto_pair-1"]
-    assert start.model == str(tmp_path / "runs" / "mimic_sft-dense-1" / "01-mimic_sft")
+    assert start.model == str(tmp_path / "runs" / "ready-1" / "01-mimic_sft")
     references = {name: plan.stages[0].teacher for name, plan in plans.items() if name.startswith("prefer")}
     assert references["prefer-none-sigmoid-1"] == "" and references["prefer-self-sigmoid-1"] == "self"
     assert references["prefer-teacher-kto_pair-1"] == str(tmp_path / "teacher" / "02-strong_2")
@@ -100,6 +100,7 @@ def test_tables_hold_means_and_spreads_over_seeds(tmp_path: Path) -> None:
     put("strong_teacher", stage(1.0, 0.1))
     for seed, (before, after) in enumerate(((0.8, 0.7), (0.6, 0.62))):
         put(f"mimic_sft-dense-{seed}", stage(before, 0.4))
+        put(f"ready-{seed}", stage(before, 0.4))
         put(f"prefer-self-sigmoid-{seed}", stage(after, 0.2 + 0.1 * seed))
     write_table(tmp_path)
     text = (tmp_path / "table.md").read_text()
