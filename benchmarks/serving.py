@@ -1,16 +1,17 @@
 """Tokens per second of the engine beside one `generate` of the same rows, on the embedded checkpoint.
 
-python benchmarks/serving.py [--rows 16] [--tokens 48] [--rounds 3] [--json FILE]
+python benchmarks/serving.py [--rows 16] [--tokens 48] [--rounds 3] [--whole] [--json FILE]
 
 Both answer the same rows of four modalities, all as long, from decoded files and tokens; towers, prompts and steps are
-within the time. The two take turns, and each round's figures are printed. The answers must be equal.
+within the time. With --whole decoding and tokenizing are too, and the engine gets one row after
+the other. The two take turns, and each round's figures are printed. The answers must be equal.
 """
 
 import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ def generate(session: Any, inputs: Any, tokens: int) -> list[list[int]]:
     return output[:, inputs["input_ids"].shape[1] :].tolist()
 
 
-def engine(running: Any, prompts: list[Any], tokens: int) -> list[list[int]]:
-    """All rows sent at once."""
+def engine(running: Any, prompts: Iterable[Any], tokens: int) -> list[list[int]]:
+    """All rows sent, prompts or conversations, and waited for."""
     from mixlora.serving.sampling import Sampling
 
     requests = [running.submit(prompt, Sampling(tokens)) for prompt in prompts]
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for option, default in (("--rows", 16), ("--tokens", 48), ("--rounds", 3)):
         parser.add_argument(option, type=int, default=default)
+    parser.add_argument("--whole", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
 
@@ -53,6 +55,10 @@ def main(argv: list[str] | None = None) -> None:
     rows = (questions * (args.rows // len(questions) + 1))[: args.rows]
     turns = [[row.turn()] for row in rows]
     inputs = session._encode(turns)
+
+    def encoded() -> Any:
+        return session._encode([[row.turn()] for row in rows])
+
     speeds: dict[str, list[float]] = {"generate": [], "engine": []}
     answers: dict[str, list[list[int]]] = {}
     print(f"{'round':<8} {'generate':>10} {'engine':>10}   tokens/s, {args.rows} rows of {args.tokens} tokens")
@@ -62,6 +68,11 @@ def main(argv: list[str] | None = None) -> None:
             "generate": lambda: generate(session, inputs, args.tokens),
             "engine": lambda: engine(running, prompts, args.tokens),
         }
+        if args.whole:
+            ways = {
+                "generate": lambda: generate(session, encoded(), args.tokens),
+                "engine": lambda: engine(running, ([row.turn()] for row in rows), args.tokens),
+            }
         for number in range(args.rounds):
             for name, run in ways.items():
                 begun = time.perf_counter()

@@ -19,8 +19,21 @@ CSS = """
 footer, button[aria-label="Share"] { display: none !important } /* sharing would send a picture to another server */
 .gallery-item img { image-rendering: pixelated }
 """
-# the chat takes the box's placeholder away, which is also its name for those who don't see it
-JS = "() => document.querySelector('#message textarea').setAttribute('aria-label', 'Message')"
+# For those who don't see the page: the chat takes the box's placeholder away, which was its name, and Gradio's
+# pictures and buttons of pictures have none.
+JS = """() => {
+  const name = () => {
+    document.querySelector('#message textarea')?.setAttribute('aria-label', 'Message')
+    document.querySelectorAll('img:not([alt]), img[alt=""]').forEach(one => one.alt = 'Picture')
+    document.querySelectorAll('audio:not([aria-label])').forEach(one => one.setAttribute('aria-label', 'Clip'))
+    document.querySelectorAll('button:not([aria-label])').forEach(one => {
+      const shows = one.querySelector('img') ? 'Show the picture' : one.querySelector('audio') ? 'Use it' : 'Details'
+      if (!one.innerText.trim() && !one.title) one.setAttribute('aria-label', shows)
+    })
+  }
+  new MutationObserver(name).observe(document.body, {childList: true, subtree: true})
+  name()
+}"""
 FACTS, PLACES, SECONDS = ["what", "value"], ["tokens", "what"], ["stage", "seconds"]
 LOOK = 4  # components of the panel
 

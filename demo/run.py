@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -126,15 +127,19 @@ class Demo:
 def run(
     model: Any, processor: Any, samples: Path | None, host: str, port: int, auth: str | None, browser: bool
 ) -> None:
-    """Shows the page until it is interrupted."""
+    """Shows the page until SIGINT or SIGTERM; then running answers are cancelled, and what was uploaded is removed."""
     pair = parse_auth(auth)
     if pair is None and not is_loopback(host):
         print(f"warning: anyone who reaches {host}:{port} may use this page; --auth asks for a name", file=sys.stderr)
-    demo = Demo(model, processor, samples, host, port, pair, browser=browser)
-    print(f"open {demo.address}", file=sys.stderr, flush=True)
+    over = threading.Event()
+    before = {number: signal.signal(number, lambda *_: over.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        pass
+        demo = Demo(model, processor, samples, host, port, pair, browser=browser)
+        try:
+            print(f"open {demo.address}", file=sys.stderr, flush=True)
+            over.wait()
+        finally:
+            demo.close()
     finally:
-        demo.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)

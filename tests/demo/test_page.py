@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -22,6 +23,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from mixlora.chat import ChatSession
 from mixlora.demo.chat import DemoLimits
 from mixlora.demo.run import Demo
+from mixlora.modeling.audio_processing_mixlora import load_clip
 from mixlora.serving.media import MediaLimits
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -45,7 +47,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the browser's false microphone hears."""
     samples, rate = soundfile.read(SAMPLES / "seven.flac")
     path = tmp_path_factory.mktemp("spoken") / "seven.wav"
-    soundfile.write(path, samples, rate, subtype="PCM_16")
+    soundfile.write(path, np.concatenate([samples, np.zeros(rate)]), rate, subtype="PCM_16")  # again and again
     return path
 
 
@@ -158,6 +160,41 @@ def test_text_a_picture_and_a_voice(visit: Callable[..., Page]) -> None:
         expect(page.get_by_text(words).first).to_be_visible(timeout=WAIT)
     for cell in ("vision and speech", "towers and projectors", "picture"):
         expect(page.get_by_role("gridcell", name=cell, exact=True)).to_be_visible(timeout=WAIT)
+
+
+def record(page: Page, demo: Demo, seconds: float = 3.5) -> Path:
+    """Speaks into the microphone; the file that the server got."""
+    before = set(demo.folders.uploads.rglob("*.wav"))
+    page.get_by_role("button", name="Record audio").click()
+    page.get_by_role("button", name="Start recording").click()
+    page.get_by_role("button", name="Stop recording").wait_for()
+    page.wait_for_timeout(1000 * seconds)
+    page.get_by_role("button", name="Stop recording").click()
+    page.get_by_role("button", name="Attach audio").click()
+    wait_until(lambda: bool(set(demo.folders.uploads.rglob("*.wav")) - before), "nothing was recorded")
+    [recorded] = set(demo.folders.uploads.rglob("*.wav")) - before
+    return recorded
+
+
+def likeness(recorded: Path, spoken: Path) -> float:
+    """The largest correlation of a clip with any part of a recording, 1 for the clip itself."""
+    heard, said = (load_clip(path) for path in (recorded, spoken))
+    said = said[: int(0.8 * 16_000)]
+    energy = np.convolve(heard**2, np.ones(len(said)), "valid").clip(min=1e-9)
+    return float((np.correlate(heard, said, "valid") / np.sqrt(energy * (said**2).sum())).max())
+
+
+def test_a_voice_from_the_microphone(visit: Callable[..., Page], demo: Demo, spoken: Path) -> None:
+    """A question that is only spoken, and one that is spoken beside a picture."""
+    page = visit()
+    assert likeness(record(page, demo), spoken) > 0.6, "what was spoken is what arrived"
+    page.get_by_role("button", name="Submit").click()
+    assert "speech · adapter speech · " in badges(page, 1)[0] and "vision" not in badges(page, 1)[0]
+    attach(page, SAMPLES / "seven.png")
+    record(page, demo)
+    expect(page.get_by_role("button", name="Remove file")).to_have_count(2, timeout=WAIT)
+    page.get_by_role("button", name="Submit").click()
+    assert "vision and speech · adapter vision · " in badges(page, 2)[1]
 
 
 def test_stop_frees_the_row(visit: Callable[..., Page], demo: Demo, endless: None) -> None:

@@ -2,7 +2,13 @@
 
 import asyncio
 import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +18,48 @@ import pytest
 from mixlora.demo.headers import SafeHeaders
 from mixlora.demo.plain import show_plain
 from mixlora.demo.run import PrivateFolders, parse_auth
+from tests.serving.serving_fixtures import model_and_processor
+
+
+def test_a_browser_that_is_required_is_there() -> None:
+    """Where MIXLORA_REQUIRE_BROWSER is set, as in .ci/run, the tests of the page may not be skipped."""
+    if os.environ.get("MIXLORA_REQUIRE_BROWSER") == "1":
+        assert find_spec("gradio") and find_spec("playwright"), "install the extras demo and dev"
+        assert shutil.which("chromium") or shutil.which("chromium-browser"), "install Chromium"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_a_signal_ends_it_and_removes_what_was_uploaded(tmp_path: Path) -> None:
+    """As a service manager ends it."""
+    model, processor = model_and_processor()
+    model.save_pretrained(tmp_path / "tiny")
+    processor.save_pretrained(tmp_path / "tiny")
+    root, port = Path(__file__).resolve().parents[2], str(_free_port())
+    program = f"import sys; sys.path.insert(0, {str(root)!r}); from mixlora.cli import main; main()"
+    command = ["demo", "--no-browser", "--port", port, "--model", str(tmp_path / "tiny")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    try:
+        assert process.stderr is not None
+        told = next((line for line in process.stderr if line.startswith("open ")), "")
+        assert told == f"open http://127.0.0.1:{port}/\n"
+        [folder] = tmp_path.glob("mixlora-demo-*")
+        (folder / "uploads" / "a.png").write_bytes(b"x")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0 and not folder.exists()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 def test_auth_is_a_name_and_a_password() -> None:
