@@ -59,7 +59,7 @@ test-oldest:
 	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	@grep -oE '"[A-Za-z0-9_-]+>=[0-9.]+' pyproject.toml | sed -E 's/"//; s/>=([0-9]+)$$/>=\1.0/; s/>=(.*)/==\1.*/' | sort -u > build/oldest.txt
 	@echo "==> installing the oldest versions into $(OLDEST)"
-	@$(OLDEST)/bin/python -m pip install --disable-pip-version-check --progress-bar off -c build/oldest.txt -e '.[dev,train,report,data,interop]'
+	@$(OLDEST)/bin/python -m pip install --disable-pip-version-check --progress-bar off -c build/oldest.txt -e '.[dev,train,report,data,interop,serve,demo]'
 	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest
 
 bench: $(STAMP)

@@ -8,45 +8,29 @@ from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils import ModelOutput
 
 from .cache_name import CACHE, given_cache
 from .configuration_mixlora import MixLoraConfig
 from .decoder import RoutedDecoder, RoutedPreTrainedModel
 from .growing_cache import growing
-from .idle import Idle, trained_adapters, whole_table
+from .idle import Idle, trained_adapters
 from .long_attention import long_layout
 from .lora_experts import Usage
 from .masks import check_mask, count_positions
+from .media_encoding import MediaEncoding
 from .packing import packing_of
-from .projectors import Projector, SeparatorProjector, WhiteningProjector, compress_by_ctc, project_each, stack_frames
+from .projectors import Projector, SeparatorProjector, WhiteningProjector
 from .rope_switch import keep, kept_layer, must_rebuild_all, replace_rows, stale_rows
 from .routed_lora import Route, is_named, pair_size
 from .router import ModalityRouter
 from .row_windows import windows_of
 from .speech_context import DepthwiseConv, SpeechContext
-from .splicing import cut_by_rows, owner_rows, splice
 from .towers import build_speech_tower, build_vision_tower
 
 PLACEMENT = (
     *("_no_split_modules", "_skip_keys_device_placement"),
     *("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"),
 )
-
-
-@dataclass
-class MediaOutput(ModelOutput):
-    """Embeddings of the items of one modality.
-
-    Attributes:
-        pooler_output: for each item, in order of appearance, `[tokens, width]`.
-        rows: for each item the row that owns it.
-        heard: of clips that CTC is to read, the tokens `[tokens, width]` as they were projected; None for others.
-    """
-
-    pooler_output: list[torch.Tensor] | None = None
-    rows: list[int] | None = None
-    heard: list[torch.Tensor | None] | None = None
 
 
 @dataclass
@@ -85,7 +69,7 @@ class MixLoraPreTrainedModel(RoutedPreTrainedModel):
                 module._set_gradient_checkpointing(enable)  # a switch of its own, which transformers' walk passes by
 
 
-class MixLoraModel(MixLoraPreTrainedModel):
+class MixLoraModel(MediaEncoding, MixLoraPreTrainedModel):
     """Towers, projectors and the routed decoder, without the head."""
 
     def __init__(self, config: MixLoraConfig):
@@ -159,197 +143,6 @@ class MixLoraModel(MixLoraPreTrainedModel):
                 if isinstance(child, nn.modules.batchnorm._BatchNorm):
                     child.eval()
         return self
-
-    def encode_vision(
-        self,
-        pixel_values: torch.Tensor,
-        image_sizes: torch.Tensor | None = None,
-        image_attention_mask: torch.Tensor | None = None,
-    ) -> list[torch.Tensor]:
-        """Tower features of each picture, `[tokens, size]`, from `pixel_values` `[crops, 3, height, width]`.
-
-        `image_sizes` `[images, 2]` and `image_attention_mask` `[crops, patches_h, patches_w]` are for towers that take
-        several crops a picture.
-        """
-        self._require("vision_tower", "pixel_values")
-        return list(self.vision_tower(pixel_values, image_sizes, image_attention_mask))
-
-    def encode_speech(
-        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None
-    ) -> list[torch.Tensor]:
-        """Tower features of each clip, `[frames, size]`, from mel frames `[clips, frames, mels]` and their mask."""
-        self._require("speech_tower", "input_features")
-        if input_features_mask is None:
-            input_features_mask = torch.ones_like(input_features[..., 0], dtype=torch.long)
-        return self.speech_tower(input_features, input_features_mask)
-
-    def _require(self, tower: str, argument: str) -> None:
-        if not hasattr(self, tower):
-            raise ValueError(f"{argument} is given, but this model has no {tower}")
-
-    def get_image_features(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        image_sizes: torch.Tensor | None = None,
-        image_attention_mask: torch.Tensor | None = None,
-        features: list[torch.Tensor] | None = None,
-        **kwargs: Any,
-    ) -> MediaOutput:
-        """`pooler_output`: for each picture its embeddings `[tokens, width]`.
-
-        Args:
-            pixel_values, image_sizes, image_attention_mask: see [`encode_vision`].
-            features: tower features of each picture in place of `pixel_values`.
-        """
-        if features is None:
-            features = self.encode_vision(pixel_values, image_sizes, image_attention_mask)
-        return MediaOutput(pooler_output=project_each(self.vision_projector, features))
-
-    def get_audio_features(
-        self,
-        input_features: torch.Tensor | None = None,
-        input_features_mask: torch.Tensor | None = None,
-        beside_picture: list[bool] | None = None,
-        features: list[torch.Tensor] | None = None,
-        **kwargs: Any,
-    ) -> MediaOutput:
-        """`pooler_output`: for each clip its embeddings `[tokens, width]`.
-
-        Args:
-            input_features: `[clips, frames, mels]`; input_features_mask: `[clips, frames]`.
-            beside_picture: for each clip, whether its row holds a picture: it then takes the vision-speech projector.
-            features: tower features of each clip in place of `input_features`.
-        """
-        if features is None:
-            features = self.encode_speech(input_features, input_features_mask)
-        tokens = self.project_speech(features, beside_picture)
-        blank = self.config.speech_blank_token_id
-        if blank is None:
-            return MediaOutput(pooler_output=tokens)
-        table = whole_table(self.language_model.embed_tokens)
-        heard = [
-            None if beside else clip
-            for clip, beside in zip(tokens, beside_picture or [False] * len(tokens), strict=True)
-        ]
-        read = [clip if clip is None else compress_by_ctc(clip, table.to(clip.device), blank) for clip in heard]
-        tokens = [clip if said is None else said for clip, said in zip(tokens, read, strict=True)]
-        return MediaOutput(pooler_output=tokens, heard=heard)
-
-    def project_speech(
-        self, features: list[torch.Tensor], beside_picture: list[bool] | None = None
-    ) -> list[torch.Tensor]:
-        """Projected tokens `[tokens, width]` of each clip from its tower features `[frames, size]`, not compressed."""
-        stacked = [stack_frames(clip, self.config.speech_stack) for clip in features]
-        if self.config.speech_context is not None:
-            stacked = self.speech_context(stacked)
-        beside_picture = beside_picture or [False] * len(stacked)
-        result: list[torch.Tensor] = list(stacked)
-        idle = Idle(self, self.device)
-        for flag, name in ((False, "speech"), (True, "vision_speech")):
-            mine = [i for i, beside in enumerate(beside_picture) if beside == flag]
-            if stacked and not mine:
-                idle.projector(self.speech_projector[name], stacked[0][:0])
-            for i, projected in zip(
-                mine, project_each(self.speech_projector[name], [stacked[i] for i in mine]), strict=True
-            ):
-                result[i] = projected
-        return [idle.added_to(clip) for clip in result]
-
-    def encode_media(
-        self,
-        input_ids: torch.Tensor,
-        pixel_values: torch.Tensor | None = None,
-        image_sizes: torch.Tensor | None = None,
-        image_attention_mask: torch.Tensor | None = None,
-        input_features: torch.Tensor | None = None,
-        input_features_mask: torch.Tensor | None = None,
-        mm_encoder_outputs: dict[str, Any] | None = None,
-        conversation_ids: torch.Tensor | None = None,
-        idle: Idle | None = None,
-    ) -> dict[str, MediaOutput]:
-        """Embeddings of all media of a batch: `{"image": ..., "audio": ...}`, each with a `pooler_output` list.
-
-        `mm_encoder_outputs` may hold finished embeddings (`image`, `audio`) or tower features (`image_features`,
-        `audio_features`, one `[tokens, size]` an item).
-
-        Where `input_ids` are the last turns of conversations, `conversation_ids` are the whole: a clip is also beside
-        the picture of an earlier turn.
-
-        `idle` runs the towers and projectors that other ranks of a training may need and these rows do not.
-
-        Raises:
-            ValueError: placeholders and features disagree in a row.
-        """
-        given = mm_encoder_outputs or {}
-        if pixel_values is None and input_features is None and not given and torch.compiler.is_compiling():
-            self._refuse_placeholders(input_ids)
-            return {}
-        result: dict[str, MediaOutput] = {}
-        image = self._finished(given.get("image"), input_ids, self.config.image_token_id)
-        idle = Idle(self, input_ids.device) if idle is None else idle
-        idle.layers_behind()
-        nothing = idle.tower("vision") if pixel_values is None else None
-        if pixel_values is not None or given.get("image_features"):
-            features = given.get("image_features")
-            image = self.get_image_features(pixel_values, image_sizes, image_attention_mask, features)
-        else:
-            idle.projector(getattr(self, "vision_projector", None), nothing)
-        sizes = [len(item) for item in image.pooler_output] if image else []
-        image_rows = owner_rows(self._placeholders(input_ids, self.config.image_token_id), sizes, "image")
-        if image:
-            result["image"] = MediaOutput(pooler_output=image.pooler_output, rows=image_rows)
-        audio, clips = given.get("audio"), given.get("audio_features")
-        audio = self._finished(audio, input_ids, self.config.audio_token_id)
-        nothing = idle.tower("speech") if input_features is None else None
-        if input_features is not None:
-            clips = self.encode_speech(input_features, input_features_mask)
-        if clips:
-            sizes = [-(-len(clip) // self.config.speech_stack) for clip in clips]
-        else:
-            sizes = [len(item) for item in audio.pooler_output] if audio else []
-        audio_rows = owner_rows(self._placeholders(input_ids, self.config.audio_token_id), sizes, "audio")
-        if clips:
-            whole = input_ids if conversation_ids is None else conversation_ids
-            has_picture = self.router.contains(whole, self.config.image_token_id)
-            audio = self.get_audio_features(features=clips, beside_picture=[has_picture[row] for row in audio_rows])
-        else:
-            stacked = None if nothing is None else stack_frames(nothing, self.config.speech_stack)
-            stacked = idle.context(getattr(self, "speech_context", None), stacked)
-            for projector in getattr(self, "speech_projector", {}).values():
-                idle.projector(projector, stacked)
-            if self.config.speech_blank_token_id is not None:
-                whole_table(self.language_model.embed_tokens)  # gathered beside the ranks that have clips
-        if audio:
-            result["audio"] = MediaOutput(pooler_output=audio.pooler_output, rows=audio_rows, heard=audio.heard)
-        return result
-
-    def _finished(
-        self, output: MediaOutput | None, input_ids: torch.Tensor, token_id: int | None
-    ) -> MediaOutput | None:
-        """Embeddings made before, as items of rows."""
-        if not output:
-            return None
-        return MediaOutput(pooler_output=cut_by_rows(self._placeholders(input_ids, token_id), output.pooler_output))
-
-    def _refuse_placeholders(self, input_ids: torch.Tensor) -> None:
-        """As `encode_media` without media, but nothing is read back, so that a step of decoding compiles whole."""
-        for token_id in (self.config.image_token_id, self.config.audio_token_id):
-            if token_id is not None:
-                message = f"input_ids hold placeholders ({token_id}), but no media are given"
-                torch._assert_async((input_ids != token_id).all(), message)
-
-    @staticmethod
-    def _placeholders(input_ids: torch.Tensor, token_id: int | None) -> list[int]:
-        return [0] * len(input_ids) if token_id is None else (input_ids == token_id).sum(-1).tolist()
-
-    def embed(self, input_ids: torch.Tensor, media: dict[str, MediaOutput]) -> torch.Tensor:
-        """Token embeddings `[batch, length, width]` with media features at their placeholders."""
-        embeds = self.language_model.embed_tokens(input_ids)
-        for name, token_id in (("image", self.config.image_token_id), ("audio", self.config.audio_token_id)):
-            if name in media and media[name].pooler_output:
-                features = torch.cat(list(media[name].pooler_output)).to(embeds.device)
-                embeds = splice(embeds, input_ids == token_id, features)
-        return embeds
 
     def route(
         self, adapter_ids: torch.Tensor | None, input_ids: torch.Tensor | None, past_key_values: Cache | None

@@ -9,10 +9,10 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.masking_utils import create_masks_for_generate
 
-from .backbone import MediaOutput
 from .cache_name import CACHE, NAMES, given_cache
 from .ctc_prefix import CtcGuide, CtcPrefixScorer
 from .growing_cache import growing
+from .media_encoding import MediaOutput
 from .quantized_cache import keep_rows_apart, settings_within_rows
 from .rope import RotaryEmbedding
 

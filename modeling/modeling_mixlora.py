@@ -15,11 +15,12 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
 from .adapter_methods import AdapterMethods
-from .backbone import MediaOutput, MixLoraModel, MixLoraPreTrainedModel
+from .backbone import MixLoraModel, MixLoraPreTrainedModel
 from .base_checkpoint import checkpoint_folder, describe_base, is_base_tensor, load_base, load_weights
 from .cache_name import CACHE, given_cache
 from .configuration_mixlora import FOR_LONG_ROWS, MixLoraConfig
 from .generation_mixlora import RoutedGenerationMixin
+from .media_encoding import MediaOutput
 from .parts import Part, build
 from .phi4_checkpoint import ADAPTER_FOLDERS, load_phi4, phi4_layout
 from .routed_function import apply_linear

@@ -29,7 +29,13 @@ class PatchEncoder(Phi4MultimodalVisionModel):
         super().__init__(config)
         for module in self.modules():
             if isinstance(module, Phi4MultimodalVisionAttention):
-                module.is_causal = False  # sdpa and flash would take the flag where no patch is masked
+                module.is_causal = False  # sdpa would take the flag where no patch is masked
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
+        """No flash attention, which leaves patches of padding out: at an odd edge they are averaged with real ones."""
+        if attn_implementation is not None and attn_implementation.startswith("flash"):
+            return "sdpa"
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
     def features(self, pixel_values: torch.Tensor, mask: torch.Tensor, layers: list[int]) -> torch.Tensor:
         """Hidden states after `layers` layers, joined.

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
-from mixlora.modeling.backbone import MediaOutput
+from mixlora.modeling.media_encoding import MediaOutput
 from mixlora.serving.batch import Batch
 from mixlora.serving.kept import Item, Kept
 from mixlora.serving.prompt import KINDS

@@ -132,3 +132,22 @@ def test_flex_attention_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch) -
     found = model(**batch).logits[real]
     assert CALLS == ["flex"] * 2
     assert (found - wanted).abs().max() < 2e-4 * wanted.std()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("flash_is_used", [True, False], ids=["flash", "sdpa"])
+def test_sequences_packed_into_a_row_do_not_see_each_other(
+    flash_is_used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Positions that begin anew tell them apart; the row's one route is theirs too."""
+    rows = [row_inputs("text"), row_inputs("text", 1), row_inputs("text", 2)]
+    route = torch.tensor([0])
+    model = tiny_model()
+    wanted = [model(**batch_inputs([row]), adapter_ids=route).logits[0] for row in rows]
+    ids = torch.tensor([[token for row in rows for token in row["ids"]]])
+    positions = torch.tensor([[place for row in rows for place in range(len(row["ids"]))]])
+    CALLS.clear()
+    model = with_flash(model, monkeypatch) if flash_is_used else model
+    found = model(ids, position_ids=positions, adapter_ids=route, use_cache=False).logits[0]
+    assert CALLS == ["varlen"] * 2 * flash_is_used
+    assert (found - torch.cat(wanted)).abs().max() < 2e-4 * found.std()

@@ -50,6 +50,23 @@ def test_speech_tower_takes_no_backend_that_drops_the_bias() -> None:
     assert tower.encoder._check_and_adjust_attn_implementation("eager") == "eager"
 
 
+@torch.no_grad()
+def test_vision_tower_takes_no_backend_that_leaves_out_patches() -> None:
+    """At an odd edge a patch of padding is averaged with real ones, so it must look at the picture as they do."""
+    encoder = build_vision_tower(phi4_config()).encoder
+    make_loud(encoder)
+    for requested in ("flash_attention_2", "flash_attention_3"):
+        assert encoder._check_and_adjust_attn_implementation(requested) == "sdpa"
+    mask = torch.ones(1, 4, 4, dtype=torch.bool)
+    mask[:, 3] = False
+    features = []
+    for name in ("eager", "sdpa"):
+        encoder.set_attn_implementation(name)
+        features.append(encoder.features(torch.randn(1, 3, 56, 56, generator=torch.manual_seed(0)), mask, [2]))
+    assert (features[0] - features[1]).abs().max() < 1e-4 * features[0].std()
+    assert features[0][:, 3].std() > 0.1  # they are not zeros
+
+
 def test_speech_tower_checkpoints_its_layers() -> None:
     """Gradients with checkpointing are those without."""
     model = make_loud(MixLoraForConditionalGeneration(phi4_config())).train()
