@@ -10,7 +10,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .cache_name import CACHE, given_cache
-from .configuration_mixlora import MixLoraConfig
+from .configuration_mixlora import MixLoraConfig, MixLoraTextConfig
 from .decoder import RoutedDecoder, RoutedPreTrainedModel
 from .growing_cache import growing
 from .idle import Idle, trained_adapters
@@ -245,7 +245,8 @@ class MixLoraModel(MediaEncoding, MixLoraPreTrainedModel):
         row_lengths: torch.Tensor,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        config, mask = self.config.text_config, None
+        config: MixLoraTextConfig = self.config.text_config  # type: ignore[assignment]  # a dict only before it is built
+        mask = None
         kwargs["layout"] = long_layout(
             config, position_ids, attention_mask, past_key_values, always=kwargs.get("probe") is not None
         )

@@ -140,7 +140,7 @@ class RoutedGenerationMixin(GenerationMixin):
     def _ends(self, kwargs: dict[str, Any], config: GenerationConfig | None) -> list[int]:
         """Tokens that end an answer: those given to one call, else the model's own."""
         given = (kwargs.get("eos_token_id"), config and config.eos_token_id, self.generation_config.eos_token_id)
-        ends = next((one for one in given if one is not None), [])
+        ends: int | list[int] = next((one for one in given if one is not None), [])
         return torch.as_tensor(ends).flatten().tolist()
 
     def prepare_inputs_for_generation(
@@ -184,8 +184,8 @@ class RoutedGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """As in transformers; a cache made here grows in place if it is of the default kind; a quantized one keeps rows
-        apart."""
+        """As in transformers; a cache made here grows in place if it is of the default kind; a quantized one keeps
+        rows apart."""
         head_dim, is_given = self.config.text_config.head_dim, model_kwargs.get(CACHE) is not None
         if generation_config.cache_implementation == "quantized":
             generation_config.cache_config = settings_within_rows(generation_config.cache_config, head_dim)

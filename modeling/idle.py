@@ -98,7 +98,7 @@ class Idle:
         from torch.distributed.tensor import DTensor
 
         for tower in (getattr(self.model, f"{kind}_tower", None) for kind in ("vision", "speech")):
-            behind = getattr(tower, "unused", tuple)()
+            behind: tuple[str, ...] = getattr(tower, "unused", tuple)()
             for name, parameter in tower.named_parameters() if behind else ():
                 if name.startswith(behind) and parameter.requires_grad and not isinstance(parameter, DTensor):
                     self.zeros.append(parameter.flatten()[:0].sum())

@@ -92,12 +92,8 @@ class Phi4ImageProcessor(BaseImageProcessor):
         views = [1 + rows * columns for rows, columns in grids]
         pixels = torch.empty(sum(views), 3, side, side)  # written to once, picture by picture
         masks = torch.empty(sum(views), patches, patches)
-        counts = [
-            self._crops(picture, grid, *parts, f"picture {i}")
-            for i, (picture, grid, *parts) in enumerate(
-                zip(pictures, grids, pixels.split(views), masks.split(views), strict=True)
-            )
-        ]
+        parts = zip(pictures, grids, pixels.split(views), masks.split(views), strict=True)
+        counts = [self._crops(*part, f"picture {i}") for i, part in enumerate(parts)]
         data = {
             "pixel_values": pixels,
             "image_sizes": torch.tensor([(rows * side, columns * side) for rows, columns in grids]),

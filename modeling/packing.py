@@ -107,7 +107,14 @@ def packing_of(config: MixLoraTextConfig, attention_mask: Any, length: int, past
     a mask, a sliding window that is shorter than a row; in compiled code; where experts count their tokens; and in a
     batch of text alone, see [`Route`].
     """
-    if length == 1 or past or not route.quick or torch.compiler.is_compiling() or route.masks or route.usage is not None:
+    if (
+        length == 1
+        or past
+        or not route.quick
+        or torch.compiler.is_compiling()
+        or route.masks
+        or route.usage is not None
+    ):
         return None
     if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2 or attention_mask.shape[1] != length:
         return None

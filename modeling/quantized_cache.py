@@ -22,6 +22,9 @@ GROUP = 64
 class TokenFp8Layer(BaseQuantizedLayer):
     """Keys and values `[batch, heads, length, dim]` as float8, with scales `[batch, heads, length, 1]`."""
 
+    _quantized_keys: Any
+    _quantized_values: Any
+
     def _quantize(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         numbers = torch.finfo(torch.float8_e4m3fn)
         scale = (tensor.abs().amax(-1, keepdim=True).float() / numbers.max).clamp(min=torch.finfo(torch.float).tiny)

@@ -31,7 +31,10 @@ EXTRA_MODULES = (
 # Modules of ours behind a command that asks for its extra first; every other one imports with the base dependencies.
 BEHIND_EXTRAS = (
     *("mixlora.demo.app", "mixlora.demo.page", "mixlora.demo.run"),
-    *(f"mixlora.serving.{name}" for name in ("conversation", "exposition", "fetching", "guard", "openai_form", "patience")),
+    *(
+        f"mixlora.serving.{name}"
+        for name in ("conversation", "exposition", "fetching", "guard", "openai_form", "patience")
+    ),
     *("mixlora.serving.serve", "mixlora.serving.server"),
 )
 
