@@ -6,8 +6,8 @@ The tasks are those of `retrieval_tasks.py`; digits to see and hear come from th
 projectors (`retrieval_media.py`, which needs the rows of prepare_pictures.py and prepare_speech.py) and take a linear
 layer that is trained along. A run that was stopped goes on: training from its last save, the questions from the first
 that was not asked. The length of training rows doubles when answers are right (`--right`), up to `--train-length`.
-Writes `training.jsonl`, `results.json` (of a method, task and length: asked and right by fifths of the row), `table.md`
-and a heat map of each task.
+Writes `training.jsonl`, `results.json` (of a method, task and length: asked and right by fifths of the row),
+`table.md` and heat maps of the tasks.
 """
 
 import argparse
