@@ -52,7 +52,7 @@ def build(shapes: Shapes, adapters: int, rank: int, device: str, dtype: str) -> 
         "pad_token_id": 0,
     }
     spec = {"r": rank, "alpha": 2 * rank, "dropout": 0.0, "target_modules": names}
-    config = MixLoraConfig(text_config=text, adapters={f"a{i}": dict(spec) for i in range(adapters)})
+    config = MixLoraConfig(text_config=text, exact_base=False, adapters={f"a{i}": dict(spec) for i in range(adapters)})
     model = MixLoraForConditionalGeneration(config).eval().to(device, getattr(torch, dtype))
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:

@@ -125,6 +125,7 @@ def build_pair(shapes: Shapes, device: str = "cpu", dtype: str = "float32", seed
         for adapter, _ in shapes.ranks:
             (folder / adapter).rename(folder / f"{adapter}-lora")
         ours = MixLoraForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype))
+    ours.config.exact_base = False
     for model in (ours, base):
         model.generation_config.eos_token_id = None
         model.generation_config.pad_token_id = PAD

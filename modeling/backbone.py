@@ -105,6 +105,9 @@ class MixLoraModel(MediaEncoding, MixLoraPreTrainedModel):
         for tower in (getattr(self, "vision_tower", None), getattr(self, "speech_tower", None)):
             for name in PLACEMENT if tower is not None else ():
                 setattr(tower, name, getattr(tower.encoder, name, None))
+            if tower is not None:  # an encoder's class may name its decoder's layers too, and FSDP looks for each
+                classes = {type(module).__name__ for module in tower.modules()}
+                tower._no_split_modules = [name for name in tower._no_split_modules or () if name in classes]
         super().post_init()
 
     def add_pairs(self, name: str, spec: dict[str, Any]) -> None:
@@ -194,7 +197,7 @@ class MixLoraModel(MediaEncoding, MixLoraPreTrainedModel):
         past_key_values = given_cache(past_key_values, cache)
         route = self.route(adapter_ids, input_ids, past_key_values)
         has_media = pixel_values is not None or input_features is not None or bool(mm_encoder_outputs)
-        route = replace(route, quick=self.training or has_media or bool(route.rows))
+        route = replace(route, quick=self.training or not self.config.exact_base)
         if inputs_embeds is None:
             idle = Idle(self, input_ids.device)
             media = self.encode_media(

@@ -190,6 +190,9 @@ class MixLoraConfig(PreTrainedConfig):
         long_context, sparse_prefill: given here, they are put into `text_config`.
         merged_adapter: name of the adapter that is folded into the decoder's weights, which are then no base any more;
             see [`MixLoraForConditionalGeneration.merge_adapter`].
+        exact_base: whether rows of the base are what the decoder alone gives bit for bit. Without it prompts are read
+            without their padding, and products go through the library that is quickest: rows then agree to rounding.
+            Training does so in any case.
     """
 
     model_type = "mixlora"
@@ -219,6 +222,7 @@ class MixLoraConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
     base_model: dict[str, Any] | None = None
     merged_adapter: str | None = None
+    exact_base: bool = True
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -17,8 +17,8 @@ from .routed_lora import Route, runs_of
 SAVED = 64
 """Tokens of padding in a batch, and the share of it, from which on packing is worth its while."""
 SHARE = 0.08
-BACKENDS = ("sdpa", "flash_attention_2", "flash_attention_3")
-"""Backends that take causality without a mask."""
+BACKENDS = ("sdpa",)
+"""Backends that take causality without a mask; flash attention leaves out padding by itself."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def packing_of(config: MixLoraTextConfig, attention_mask: Any, length: int, past
     """How to pack the rows of a forward; None where they are read padded.
 
     That is so where nothing would be gained; behind a filled cache; with a mask of another kind, a backend that needs
-    a mask, a sliding window that is shorter than a row; in compiled code; where experts count their tokens; and in a
-    batch of text alone, see [`Route`].
+    a mask, a sliding window that is shorter than a row; in compiled code; where experts count their tokens; and
+    where the base keeps its bits, see [`Route`].
     """
     if (
         length == 1

@@ -35,8 +35,8 @@ class Route:
             every row of the batch. An adapter may come several times, with rows of its own each time.
         masks: `(adapter name, BoolTensor [batch, 1, 1])`, the form made of tensor operations alone, for compiling.
         usage: where given, adapters of experts tell it how evenly these are used.
-        quick: whether layers and lengths may be computed in the quickest way. Not so in a batch of text alone, which
-            has to be what the decoder alone gives, bit for bit.
+        quick: whether layers and lengths are computed in the quickest way, or so that the base keeps its bits (see
+            `exact_base` of the config).
     """
 
     rows: tuple[tuple[str, Where], ...] = ()
@@ -223,8 +223,9 @@ class RoutedLinear(nn.Module):
     def forward(self, x: torch.Tensor, route: Route) -> torch.Tensor:
         """`x` `[batch, length, in]` -> `[batch, length, out]`."""
         acting = [(name, where) for name, where in route.rows if self.holds(name)]
-        if acting and not route.masks and self._may_fuse(x, acting):
-            return self._fused(x, acting)
+        may_fuse = route.quick or not torch.is_grad_enabled()
+        if acting and not route.masks and may_fuse and self._may_fuse(x, acting):
+            return self._fused(x, acting, route.quick)
         out = apply_linear(self.base_layer, x) if route.quick else self.base_layer(x)
         for name, where in acting:
             out = self._added(out, x, name, where, route.usage)
@@ -270,7 +271,7 @@ class RoutedLinear(nn.Module):
         dropout = self.lora_dropout[name]
         return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
 
-    def _fused(self, x: torch.Tensor, acting: list[tuple[str, Where]]) -> torch.Tensor:
+    def _fused(self, x: torch.Tensor, acting: list[tuple[str, Where]], quick: bool) -> torch.Tensor:
         weight, bias = self.base_layer.weight, self.base_layer.bias
         pairs = []
         for name, where in acting:
@@ -280,6 +281,6 @@ class RoutedLinear(nn.Module):
             matrices = [matrix for pair in pairs for matrix in (pair.down, pair.up)]
             places = [(pair.where, pair.scaling, pair.dropout) for pair in pairs]
             return RoutedSum.apply(x, weight, bias, places, *matrices)
-        out = dense(x, weight, bias)
+        out = dense(x, weight, bias) if quick else self.base_layer(x)
         add_pairs(out, x, pairs)
         return out

@@ -25,8 +25,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mixlora.modeling.backbone import MediaOutput
 from mixlora.modeling.configuration_mixlora import MixLoraConfig
+from mixlora.modeling.media_encoding import MediaOutput
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 
 METHODS = ("plain", "linear", "yarn", "longrope", "dual_chunk", "dual_chunk_temperature")

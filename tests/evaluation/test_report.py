@@ -144,7 +144,7 @@ def fails(*arguments: str) -> str:
 
 
 def test_command(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(cli, "_load", lambda model, tokens: Stand("red"))
+    monkeypatch.setattr("mixlora.commands.evaluation.load_session", lambda model, tokens: Stand("red"))
     monkeypatch.delenv("MIXLORA_WHISPER", raising=False)
     monkeypatch.setattr("mixlora.evaluation.references.find_spec", lambda name: None)
     command = ["eval", "--data", str(data), "--model", str(tmp_path / "tiny"), "--report", str(tmp_path / "page")]
@@ -162,7 +162,7 @@ def test_a_missing_extra_is_named_before_anything_is_loaded(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr(cli, "_load", lambda model, tokens: pytest.fail("loaded"))
+    monkeypatch.setattr("mixlora.commands.evaluation.load_session", lambda model, tokens: pytest.fail("loaded"))
     said = fails("eval", "--data", str(data), "--report", str(tmp_path / "page"))
     assert "--report needs matplotlib" in said and "mixlora-multimodal[report]" in said
     assert not (tmp_path / "page").exists()
@@ -170,5 +170,5 @@ def test_a_missing_extra_is_named_before_anything_is_loaded(
 
 def test_no_report_no_matplotlib(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr(cli, "_load", lambda model, tokens: Stand("red"))
+    monkeypatch.setattr("mixlora.commands.evaluation.load_session", lambda model, tokens: Stand("red"))
     assert fails("eval", "--data", str(data)) == "0"

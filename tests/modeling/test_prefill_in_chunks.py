@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import StaticCache
 from transformers.cache_utils import DynamicCache
 
+from mixlora.modeling.growing_cache import ROOM
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from tests.modeling.model_fixtures import ROWS, batch_inputs, row_inputs, tiny_model
 from tests.modeling.test_long_rows import chunked_model, long_row, mixed_rows
@@ -129,9 +130,8 @@ def test_the_largest_tensor_goes_with_the_chunk(name: str) -> None:
     model, chunk, length = MODELS[name](0), 8, 900
     rows = [long_row("both", length), text_row(length - 100)]
     text = model.config.text_config
-    cache = (
-        len(rows) * length * max(text.num_key_value_heads * text.head_dim, text.hidden_size)
-    )  # LongRoPE keeps inputs
+    held = length + max(ROOM, length // 8)
+    cache = len(rows) * held * max(text.num_key_value_heads * text.head_dim, text.hidden_size)  # LongRoPE keeps inputs
     rotations = 3 if name == "dual chunk" else 1
     scores = len(rows) * chunk * length * text.num_attention_heads * rotations
     features = max(p.numel() for p in model.parameters())

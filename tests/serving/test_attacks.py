@@ -175,7 +175,9 @@ REQUESTS: dict[str, tuple[Callable[[TestClient], Any], int, str]] = {
     ),
     "many stops": (lambda client: ask(client, stop=["x"] * 17), 400, "stop"),
     "temperature that is no number": (
-        lambda client: post(client, b'{"model": "tiny", "messages": [], "temperature": NaN}'),
+        lambda client: post(
+            client, b'{"model": "tiny", "messages": [{"role": "user", "content": "a"}], "temperature": NaN}'
+        ),
         400, "temperature",
     ),
     "thousand answers": (lambda client: ask(client, n=1000), 400, "n: "),
