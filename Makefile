@@ -47,7 +47,7 @@ default: $(STAMP)
 
 test: $(STAMP)
 	@echo "==> running the tests, offline, in $(WORKERS) processes"
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 test-slow: $(STAMP)
 	@echo "==> running the tests that take minutes, offline"

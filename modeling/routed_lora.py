@@ -227,13 +227,22 @@ class RoutedLinear(nn.Module):
         if acting and not route.masks and may_fuse and self._may_fuse(x, acting):
             return self._fused(x, acting, route.quick)
         out = apply_linear(self.base_layer, x) if route.quick else self.base_layer(x)
-        for name, where in acting:
+        for name, where in self._joined(acting, x.device):
             out = self._added(out, x, name, where, route.usage)
         for name, mask in route.masks:
             if self.holds(name):
                 # `where`, not a product with the mask: rows of the base keep their bits.
                 out = torch.where(mask, out + self.delta(name, x, route.usage, mask), out)
         return out
+
+    def _joined(self, acting: list[tuple[str, Where]], device: torch.device) -> list[tuple[str, Where]]:
+        """The same, with all runs of rows of an adapter of experts as one: their usage is that of all its rows."""
+        runs: dict[str, list[torch.Tensor]] = {}
+        for name, where in acting:
+            if name in self.lora_experts and isinstance(where, slice):
+                runs.setdefault(name, []).append(torch.arange(where.start, where.stop, device=device))
+        joined: list[tuple[str, Where]] = [(name, torch.cat(parts)) for name, parts in runs.items()]
+        return [each for each in acting if each[0] not in runs] + joined
 
     def _added(self, out: torch.Tensor, x: torch.Tensor, name: str, where: Where, usage: Usage | None) -> torch.Tensor:
         """`out` with what an adapter of any kind gives for its rows; a new tensor."""

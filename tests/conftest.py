@@ -14,6 +14,14 @@ import torch
 torch.set_num_threads(min(torch.get_num_threads(), 2))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process for all tests of a file, whose fixtures they share, and one for all of the demo."""
+    for item in items:
+        file = item.path.relative_to(item.config.rootpath)
+        group = "demo" if file.parts[:2] == ("tests", "demo") else str(file)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Start every test from the same random state."""

@@ -162,7 +162,7 @@ def test_text_a_picture_and_a_voice(visit: Callable[..., Page]) -> None:
         expect(page.get_by_role("gridcell", name=cell, exact=True)).to_be_visible(timeout=WAIT)
 
 
-def record(page: Page, demo: Demo, seconds: float = 3.5) -> Path:
+def record(page: Page, demo: Demo, seconds: float = 2.5) -> Path:
     """Speaks into the microphone; the file that the server got."""
     before = set(demo.folders.uploads.rglob("*.wav"))
     page.get_by_role("button", name="Record audio").click()

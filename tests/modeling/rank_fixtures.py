@@ -1,6 +1,7 @@
 """Two processes that train together on the CPU, over gloo."""
 
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +22,8 @@ def _rank(rank: int, ranks: int, folder: str, work: Callable[..., Any], argument
     distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=ranks, timeout=PATIENCE)
     torch.save(work(*arguments), f"{folder}/{work.__name__}-{rank}.pt")
     distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # a training that was broken off may leave a thread of gloo behind, on which Python's own end aborts
 
 
 def on_ranks(folder: Path, work: Callable[..., Any], *arguments: Any, ranks: int = 2) -> list[Any]:
