@@ -65,6 +65,23 @@ def test_decoder_matches_llama():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("length", [3, 12, 40])
+def test_rows_of_the_base_keep_the_bits_of_llama(length):
+    """Where other libraries or orders of adding would show; with padding, and beside an adapter's row."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 6}
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=300, pad_token_id=0, **size)).eval()
+    spec = {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": None}
+    model = MixLoraForConditionalGeneration.from_parts(decoder=llama, adapters={"vision": spec}).eval()
+    ids, mask = torch.randint(5, 300, (2, length)), torch.ones(2, length, dtype=torch.long)
+    mask[1, -1] = 0
+    want = llama(ids, attention_mask=mask).logits[mask.bool()]
+    assert torch.equal(model(ids, attention_mask=mask).logits[mask.bool()], want)
+    beside = model(ids, attention_mask=mask, adapter_ids=torch.tensor([-1, 0])).logits[0]
+    assert torch.equal(beside, want[:length])
+
+
+@torch.no_grad()
 def test_text_row_equals_the_decoder_bit_for_bit():
     model = tiny_model()
     batch = batch_inputs([row_inputs("text"), row_inputs("text", seed=5)])
