@@ -1,6 +1,6 @@
 """How many tokens' logits are made at once."""
 
-CHUNK_BYTES = 40 * 2**20
+CHUNK_BYTES = 48 * 2**20
 """Size of one tensor of logits: a handful of them is all that exists, however many tokens there are.
 For each chunk the whole head is read, so small ones are slow."""
 

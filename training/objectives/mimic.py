@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from mixlora.training.objectives.chunks import chunk_length
+from mixlora.training.objectives.fused import chunk_memory, fused_loss, log_softmax
 
-Divergence = Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
-"""Log-probabilities `[tokens, vocabulary]` of student and teacher, and beta -> the sum of the divergence over tokens
-and its gradient by the student's logits, of the same shape. It writes over both, so that few exist at once."""
+Divergence = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
+"""Log-probabilities `[tokens, vocabulary]` of student and teacher, memory of that shape, and beta -> the sum of the
+divergence over tokens and its gradient by the student's logits, of the same shape. It writes over all three: tensors
+of this size are dear to make."""
 
 
 def mimic_loss(
@@ -59,15 +58,15 @@ def mimic_loss(
     if divergence in ("jsd", "skew_kl") and not 0 < beta < 1:
         raise ValueError(f"beta of {divergence} must lie between 0 and 1, got {beta}")
     chosen = mask.bool()
-    total = _Mimic.apply(
-        student_hidden[chosen],
-        student_head,
-        teacher_hidden[chosen].detach(),
-        teacher_head.detach(),
-        DIVERGENCES[divergence],
-        temperature,
-        beta,
-    )
+    taught, wanted, wanted_head = student_hidden[chosen], teacher_hidden[chosen].detach(), teacher_head.detach()
+    dtype = torch.promote_types(taught.dtype, torch.float32)
+    log_qs, spare = (chunk_memory(len(taught), wanted_head, dtype) for _ in range(2))
+
+    def chunk_loss(log_p: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        log_q = log_softmax(wanted[part], wanted_head, temperature, log_qs)
+        return DIVERGENCES[divergence](log_p, log_q, spare[: len(log_p)], beta)
+
+    total = fused_loss(taught, student_head, chunk_loss, temperature)
     scale = temperature**2 if t_squared else 1.0
     return scale * total / (num_items if num_items is not None else chosen.sum().clamp(min=1))
 
@@ -100,40 +99,52 @@ def _by_logits(by_log_p: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     return by_log_p.addcmul_(p, by_log_p.sum(-1, keepdim=True), value=-1)
 
 
-def _forward_kl(log_p: torch.Tensor, log_q: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    q = log_q.exp()
+def _forward_kl(
+    log_p: torch.Tensor, log_q: torch.Tensor, spare: torch.Tensor, beta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    q = torch.exp(log_q, out=spare)
     value = log_q.sub_(log_p).mul_(q).sum()
     return value, log_p.exp_().sub_(q)
 
 
-def _reverse_kl(log_p: torch.Tensor, log_q: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    p = log_p.exp()
+def _reverse_kl(
+    log_p: torch.Tensor, log_q: torch.Tensor, spare: torch.Tensor, beta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    p = torch.exp(log_p, out=spare)
     by_log_p = log_p.sub_(log_q).mul_(p)
     return by_log_p.sum(), _by_logits(by_log_p, p)
 
 
-def _mixture(log_p: torch.Tensor, log_q: torch.Tensor, beta: float) -> torch.Tensor:
-    return torch.logaddexp(log_q + math.log(beta), log_p + math.log(1 - beta))
+def _mixture(log_p: torch.Tensor, log_q: torch.Tensor, spare: torch.Tensor, beta: float) -> torch.Tensor:
+    return torch.logaddexp(log_q + math.log(beta), log_p + math.log(1 - beta), out=spare)
 
 
-def _jsd(log_p: torch.Tensor, log_q: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    log_m = _mixture(log_p, log_q, beta)
-    of_q = (log_q.exp() * log_q.sub_(log_m)).sum()
-    p = log_p.exp()
+def _jsd(
+    log_p: torch.Tensor, log_q: torch.Tensor, spare: torch.Tensor, beta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    log_m = _mixture(log_p, log_q, spare, beta)
+    q = log_q.exp()
+    of_q = log_q.sub_(log_m).mul_(q).sum()
+    p = torch.exp(log_p, out=q)
     by_log_p = log_p.sub_(log_m).mul_(p).mul_(1 - beta)
     return beta * of_q + by_log_p.sum(), _by_logits(by_log_p, p)
 
 
-def _tv(log_p: torch.Tensor, log_q: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _tv(
+    log_p: torch.Tensor, log_q: torch.Tensor, spare: torch.Tensor, beta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     p = log_p.exp_()
     apart = log_q.exp_().neg_().add_(p)
-    return apart.abs().sum() / 2, _by_logits(apart.sign_().mul_(p).div_(2), p)
+    return torch.abs(apart, out=spare).sum() / 2, _by_logits(apart.sign_().mul_(p).div_(2), p)
 
 
-def _skew_kl(log_p: torch.Tensor, log_q: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    log_m = _mixture(log_p, log_q, beta)
-    q_by_m, q = (log_q - log_m).exp_(), log_q.exp()
-    value = log_q.sub_(log_m).mul_(q).sum()
+def _skew_kl(
+    log_p: torch.Tensor, log_q: torch.Tensor, spare: torch.Tensor, beta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    log_m = _mixture(log_p, log_q, spare, beta)
+    q_by_m = (log_q - log_m).exp_()
+    by_q = log_q.exp()
+    value = log_q.sub_(log_m).mul_(by_q).sum()
     p = log_p.exp_()
     return value, _by_logits(q_by_m.mul_(p).mul_(beta - 1), p)
 
@@ -145,52 +156,3 @@ DIVERGENCES: dict[str, Divergence] = {
     "tv": _tv,
     "skew_kl": _skew_kl,
 }
-
-
-def _log_softmax(hidden: torch.Tensor, head: torch.Tensor, temperature: float, dtype: torch.dtype) -> torch.Tensor:
-    """Log-probabilities `[tokens, vocabulary]` in `dtype`."""
-    logits = (hidden @ head.T).to(dtype)
-    return (logits if temperature == 1 else logits.div_(temperature)).log_softmax(-1)
-
-
-class _Mimic(torch.autograd.Function):
-    """Sum of the divergence over all tokens. The forward pass makes the gradients, chunk by chunk."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student_hidden: torch.Tensor,
-        student_head: torch.Tensor,
-        teacher_hidden: torch.Tensor,
-        teacher_head: torch.Tensor,
-        divergence: Divergence,
-        temperature: float,
-        beta: float,
-    ) -> torch.Tensor:
-        dtype = torch.promote_types(student_hidden.dtype, torch.float32)
-        wants_hidden, wants_head = ctx.needs_input_grad[:2]
-        total = torch.zeros((), dtype=dtype, device=student_hidden.device)
-        hidden_grad = torch.zeros_like(student_hidden) if wants_hidden else None
-        head_grad = torch.zeros_like(student_head, dtype=dtype) if wants_head else None
-        size = chunk_length(len(student_head), total.element_size())
-        for start in range(0, len(student_hidden), size):
-            part = slice(start, start + size)
-            hidden = student_hidden[part]
-            log_p = _log_softmax(hidden, student_head, temperature, dtype)
-            log_q = _log_softmax(teacher_hidden[part], teacher_head, temperature, dtype)
-            value, by_logits = divergence(log_p, log_q, beta)
-            total += value
-            if hidden_grad is not None or head_grad is not None:
-                by_logits = by_logits.div_(temperature).to(student_head.dtype)
-            if hidden_grad is not None:
-                hidden_grad[part] = by_logits @ student_head
-            if head_grad is not None:
-                head_grad += by_logits.T @ hidden
-        ctx.save_for_backward(hidden_grad, None if head_grad is None else head_grad.to(student_head.dtype))
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        scaled = [None if saved is None else (grad * saved).to(saved.dtype) for saved in ctx.saved_tensors]
-        return (*scaled, None, None, None, None, None)

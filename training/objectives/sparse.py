@@ -1,9 +1,9 @@
 """Mimicking a teacher of whose distribution a few tokens are known: its likeliest ones, or some that were drawn."""
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from mixlora.training.objectives.chunks import chunk_length
+from mixlora.training.objectives.fused import fused_loss
 
 KINDS = ("top", "sample")
 
@@ -28,7 +28,7 @@ def sparse_mimic_loss(
     `sample`: the mean of `log q_i - log p_i` over k tokens that were drawn from q, with repeats. Its expectation is
     the whole KL, and that of its gradient the whole gradient (after arXiv 2503.16870); it is noisy, perhaps below 0.
 
-    Logits are made chunk by chunk, again in the backward pass.
+    Logits are made chunk by chunk, and gradients with them.
 
     Args:
         student_hidden: `[tokens, width]`; student_head: `[vocabulary, width]`.
@@ -54,29 +54,32 @@ def sparse_mimic_loss(
     if kind == "top" and token_ids.shape[1] >= len(student_head):
         raise ValueError(f"top {token_ids.shape[1]} of {len(student_head)} tokens leave no tail: keep hidden states")
     dtype = torch.promote_types(student_hidden.dtype, torch.float32)
-    size = chunk_length(len(student_head), torch.finfo(dtype).bits // 8)
     divergence = _top if kind == "top" else _sampled
 
-    def total(hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-        return divergence(((hidden @ head.T).to(dtype) / temperature).log_softmax(-1), ids, log_q.to(dtype))
+    def chunk_loss(log_p: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        return divergence(log_p, token_ids[part], log_probs[part].to(dtype))
 
-    parts = [
-        checkpoint(total, h, student_head, i, q, use_reentrant=False)
-        for h, i, q in zip(student_hidden.split(size), token_ids.split(size), log_probs.split(size), strict=True)
-    ]
     scale = temperature**2 if t_squared else 1.0
-    return scale * torch.stack(parts).sum() / (num_items if num_items is not None else max(1, len(student_hidden)))
+    total = fused_loss(student_hidden, student_head, chunk_loss, temperature)
+    return scale * total / (num_items if num_items is not None else max(1, len(student_hidden)))
 
 
-def _top(log_p: torch.Tensor, ids: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    q = log_q.exp()
-    tail_q = (1 - q.sum(-1)).clamp(min=0)  # rounded log-probabilities may sum to a bit more than 1
-    tail_p = log_p.scatter(-1, ids, -torch.inf).logsumexp(-1)
-    return (q * (log_q - log_p.gather(-1, ids))).sum() + (torch.xlogy(tail_q, tail_q) - tail_q * tail_p).sum()
+def _top(log_p: torch.Tensor, ids: torch.Tensor, log_q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    q, known = log_q.exp(), log_p.gather(-1, ids)
+    tail_q = (1 - q.sum(-1, keepdim=True)).clamp(min=0)  # rounded log-probabilities may sum to a bit more than 1
+    others = log_p.scatter_(-1, ids, -torch.inf)
+    highest = others.amax(-1, keepdim=True)
+    shares = torch.softmax(others, -1, out=others)  # of the tail's mass
+    tail_p = highest - shares.amax(-1, keepdim=True).log()
+    value = (q * (log_q - known)).sum() + (torch.xlogy(tail_q, tail_q) - tail_q * tail_p).sum()
+    mass = q.sum(-1, keepdim=True) + tail_q
+    return value, shares.mul_(mass * tail_p.exp() - tail_q).scatter_(-1, ids, mass * known.exp() - q)
 
 
-def _sampled(log_p: torch.Tensor, ids: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    return (log_q - log_p.gather(-1, ids)).mean(-1).sum()
+def _sampled(log_p: torch.Tensor, ids: torch.Tensor, log_q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    value = (log_q - log_p.gather(-1, ids)).mean(-1).sum()
+    drawn = torch.full_like(log_q, 1 / ids.shape[1])
+    return value, log_p.exp_().scatter_add_(-1, ids, drawn.neg_())
 
 
 @torch.no_grad()
