@@ -18,6 +18,9 @@ INTRODUCTION = (
 CSS = """
 footer, button[aria-label="Share"] { display: none !important } /* sharing would send a picture to another server */
 .gallery-item img { image-rendering: pixelated }
+/* a clip's waveform lies in the middle of much empty height */
+.message .waveform-wrapper { height: 48px !important; overflow: hidden; display: flex; align-items: center }
+.message .waveform-wrapper > div { flex: 1 0 100% }
 """
 # For those who don't see the page: the chat takes the box's placeholder away, which was its name, and Gradio's
 # pictures and buttons of pictures have none.

@@ -39,7 +39,7 @@ def look_inside(request: Request, model: Any, processor: Any) -> Inside:
     facts = [
         ["the question holds", prompt.modality.replace("_", " and ")],
         ["adapter", prompt.adapter or "none: the decoder alone"],
-        ["routing table", ", ".join(f"{key} → {value or 'none'}" for key, value in model.config.routing.items())],
+        *([f"{seen.replace('_', ' and ')} goes to", name or "none"] for seen, name in model.config.routing.items()),
         ["tokens of the question", str(prompt.length)],
         ["of these pictures / clips / text", f"{count['picture']} / {count['clip']} / "
          f"{prompt.length - count['picture'] - count['clip']}"],
@@ -92,7 +92,7 @@ def _spectrograms(mels: torch.Tensor | None, mask: torch.Tensor | None) -> list[
         black, mid, white = SHADES
         coloured = ImageOps.colorize(Image.fromarray(grey), black, white, mid)
         shown = coloured.resize((min(max(coloured.width, 320), 1600), coloured.height * 3), Image.Resampling.NEAREST)
-        result.append((shown, f"clip {number}, {real.shape[0]} frames of {real.shape[1]} mels"))
+        result.append((shown, f"clip {number}, {real.shape[0]} x {real.shape[1]} mels"))
     return result
 
 

@@ -211,7 +211,7 @@ def test_look_inside(chat: DemoChat, uploads: Path) -> None:
     files = [str(uploads / "picture.png"), str(uploads / "clip.wav")]
     request = said(chat, {"text": "What?", "files": files})[-1][1]
     seen = look_inside(request, chat.engine.model, chat.engine.processor)
-    assert [caption for _, caption in seen.pictures] == ["crop 1, 8 x 8 pixels", "clip 1, 30 frames of 8 mels"]
+    assert [caption for _, caption in seen.pictures] == ["crop 1, 8 x 8 pixels", "clip 1, 30 x 8 mels"]
     crop = chat.engine.processor.image_processor(picture())["pixel_values"][0]
     again = chat.engine.processor.image_processor(seen.pictures[0][0])["pixel_values"][0]
     assert (crop - again).abs().max() < 0.02, "the picture is what the tower got"
