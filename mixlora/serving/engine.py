@@ -13,6 +13,7 @@ from mixlora.serving.prompt import Prompt, PromptMaker
 from mixlora.serving.request import Request
 from mixlora.serving.sampling import Chooser, Sampling
 from mixlora.serving.scheduler import Scheduler
+from mixlora.serving.trimming import Trimmer
 from mixlora.serving.waiting import QueueFullError
 
 
@@ -36,6 +37,7 @@ class Engine:
         self.metrics = Metrics()
         self._make_prompt = PromptMaker(model, processor)
         self._scheduler = Scheduler(model, processor, self.limits, self.metrics)
+        self._trim = Trimmer()
         self._work = Condition()
         self._closing = self._stopping = False
         self._thread = Thread(target=self._run, name="mixlora-engine", daemon=True)
@@ -140,6 +142,7 @@ class Engine:
             with torch.inference_mode():
                 while self._wait():
                     self._scheduler.step()
+                    self._trim()
         except BaseException as unexpected:  # not of a forward: those are caught. Leave nobody waiting
             error = unexpected
         with self._work:

@@ -75,6 +75,7 @@ class Load:
         def begun(request: Request) -> None:
             first(request)
             self.first.append(request)
+            request.prompt.media.clear()  # they are encoded; all of them, kept here, would be what grows
 
         self.engine._scheduler.waiting.put = noted  # type: ignore[method-assign]
         self.engine.metrics.first_token = begun  # type: ignore[method-assign]
