@@ -88,8 +88,8 @@ def refuse_other_settings(options: dict[str, Any]) -> None:
     for name, value in options.items():
         if name in SETTINGS and value is not None and value is not True:
             raise ValueError(
-                f"images: {name}={value!r} can't be set for one call; pass pictures as they are, integers in 0..255 or "
-                "floats in 0..1, and make a processor for another size or mean"
+                f"images: {name}={value!r} can't be set for one call; pass pictures as they are, integers in 0..255 "
+                "or floats in 0..1, and make a processor for another size or mean"
             )
 
 
