@@ -200,7 +200,7 @@ class Feeder:
         if pictures := [row.picture for row in rows if row.picture is not None]:
             inputs |= {k: v for k, v in self.pictures(pictures).items() if k != "num_img_tokens"}
         if clips := [row.clip for row in rows if row.clip is not None]:
-            inputs |= dict(self.clips(clips))
+            inputs |= dict(self.clips(clips, sampling_rate=16000))
         return self._placed(inputs)
 
     def peer(self, rows: list[Row], side: str = "left") -> dict[str, torch.Tensor]:

@@ -23,14 +23,17 @@ def load_clip(source: Any, sampling_rate: int | None = None, where: str = "clip"
     """A clip as float32 mono samples at 16 kHz.
 
     Args:
-        source: samples `[n]`, `[n, 2]` or `[2, n]` (int16 or float in -1..1), `(samples, rate)`, a path, or encoded
-            bytes (wav, flac, ogg, mp3).
-        sampling_rate: rate of plain samples; 16 kHz where it is not given.
+        source: samples `[n]`, `[n, 2]` or `[2, n]` (int16 or float in -1..1), `(samples, rate)`, the same as
+            `{"array", "sampling_rate"}`, a path, or encoded bytes (wav, flac, ogg, mp3).
+        sampling_rate: rate of plain samples in Hz.
         where: how errors call it.
 
     Raises:
-        ValueError: something else, an undecodable, empty or too short clip, NaN or infinity.
+        ValueError: something else, samples without their rate, an undecodable, empty or too short clip, NaN or
+            infinity.
     """
+    if isinstance(source, dict) and {"array", "sampling_rate"} <= source.keys():
+        source = source["array"], source["sampling_rate"]
     if _is_pair(source):
         source, sampling_rate = source
     if isinstance(source, str) and source.split(":", 1)[0].lower() in ("http", "https", "data"):
@@ -41,7 +44,9 @@ def load_clip(source: Any, sampling_rate: int | None = None, where: str = "clip"
         except Exception as error:  # decoders raise errors of any kind
             raise ValueError(f"{where}: can't be read as audio ({error})") from error
     samples = _mono(_as_array(source, where), where)
-    rate = RATE if sampling_rate is None else int(sampling_rate)
+    if sampling_rate is None:  # a guess that is wrong makes the clip slow or fast, and no one would be told
+        raise ValueError(f"{where}: samples without their rate; pass (samples, rate), sampling_rate, a path or bytes")
+    rate = int(sampling_rate)
     if rate < 1000:
         raise ValueError(f"{where}: a sampling rate of {rate} Hz is not one of speech")
     if rate != RATE:
@@ -124,8 +129,11 @@ class MixLoraAudioProcessor(FeatureExtractionMixin):
     def __call__(
         self, audio: Any, sampling_rate: int | None = None, return_tensors: str | None = "pt", **kwargs: Any
     ) -> BatchFeature:
-        """`input_features` `[clips, frames, mels]`, `input_features_mask` `[clips, frames]`, 1 at real frames."""
-        is_clip = isinstance(audio, np.ndarray | torch.Tensor | str | Path | bytes) or _is_pair(audio)
+        """`input_features` `[clips, frames, mels]`, `input_features_mask` `[clips, frames]`, 1 at real frames.
+
+        `sampling_rate` is that of clips that are samples alone; those of any other rate than 16 kHz are resampled.
+        """
+        is_clip = isinstance(audio, np.ndarray | torch.Tensor | str | Path | bytes | dict) or _is_pair(audio)
         audio = [audio] if is_clip or (len(audio) and isinstance(audio[0], numbers.Real)) else audio
         if not audio:
             raise ValueError("audio: at least one clip is needed")

@@ -58,7 +58,16 @@ class RoutedGenerationMixin(GenerationMixin):
         """As in transformers. The route is decided once, from the prompt, and media are encoded once.
 
         `ctc_weight` is for this call what `speech_ctc_weight` of the config is by default.
+
+        Raises:
+            ValueError: what cannot be done row by row is asked for, such as `guidance_scale`.
         """
+        scale = kwargs.get("guidance_scale", (generation_config or self.generation_config).guidance_scale)
+        if scale not in (None, 1):
+            raise ValueError(
+                f"guidance_scale is {scale}, but a prompt without what it asks for would have no media and another "
+                "route here: leave guidance_scale out"
+            )
         ctc_weight = kwargs.pop("ctc_weight", self.config.speech_ctc_weight)
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         if input_ids is None and kwargs.get("inputs_embeds") is None:

@@ -10,6 +10,11 @@ from PIL import Image, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 SLACK = 1e-3  # float pixels may overshoot 0..1 by so much, as resizing makes them
+SETTINGS = (
+    *("do_convert_rgb", "do_resize", "do_rescale", "do_normalize", "do_center_crop", "size", "crop_size", "resample"),
+    *("rescale_factor", "image_mean", "image_std", "dynamic_hd"),
+)
+"""What transformers' picture processors may be told for one call."""
 
 
 def load_picture(source: Any, where: str = "picture") -> Image.Image:
@@ -75,6 +80,19 @@ def _from_array(array: np.ndarray, where: str) -> Image.Image:
     return Image.fromarray(array.astype(np.uint8))
 
 
+def refuse_other_settings(options: dict[str, Any]) -> None:
+    """Raises ValueError where a call asks for what it cannot have, such as `do_rescale=False` or another `size`.
+
+    The steps belong together: pictures of any kind become 8-bit RGB, and each is fitted, scaled and normalised.
+    """
+    for name, value in options.items():
+        if name in SETTINGS and value is not None and value is not True:
+            raise ValueError(
+                f"images: {name}={value!r} can't be set for one call; pass pictures as they are, integers in 0..255 "
+                "or floats in 0..1, and make a processor for another size or mean"
+            )
+
+
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
@@ -108,6 +126,7 @@ class MixLoraImageProcessor(BaseImageProcessor):
 
     def preprocess(self, images: Any, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
         """`pixel_values` `[images, 3, size, size]` and `image_sizes` `[images, 2]` (height, width)."""
+        refuse_other_settings(kwargs)
         images = images if isinstance(images, list | tuple) else [images]
         if not images:
             raise ValueError("images: at least one is needed")

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from .image_processing_mixlora import load_picture
+from .image_processing_mixlora import load_picture, refuse_other_settings
 
 THINNEST = 10  # pixels of the resized picture's shorter side; the model was trained on nothing thinner
 
@@ -81,8 +81,10 @@ class Phi4ImageProcessor(BaseImageProcessor):
             and width of the grids; `num_img_tokens` `[images]`.
 
         Raises:
-            ValueError: no picture, one that can't be read, or one so long that it becomes too thin.
+            ValueError: no picture, one that can't be read, one so long that it becomes too thin, or a setting for
+                this call alone.
         """
+        refuse_other_settings(kwargs)
         images = images if isinstance(images, list | tuple) else [images]
         if not images:
             raise ValueError("images: at least one is needed")

@@ -128,8 +128,13 @@ class MixLoraProcessor(ProcessorMixin):
         return super()._process_images(_flat(images), **kwargs)
 
     def _process_audio(self, audio: Any, **kwargs: Any) -> tuple:
-        kwargs.pop("sampling_rate", None)  # that of the source: clips are resampled when they are loaded
+        kwargs["sampling_rate"] = RATE  # that of the source came before: clips are resampled when they are loaded
         return super()._process_audio(_flat(audio), **kwargs)
+
+    def _resolve_audio_loading_params(self, processor_kwargs: dict) -> dict:
+        """As in transformers, but a rate that no one gave stays unknown."""
+        given = processor_kwargs.get("sampling_rate") or processor_kwargs.get("audio_kwargs", {}).get("sampling_rate")
+        return super()._resolve_audio_loading_params(processor_kwargs) | {"sampling_rate": given}
 
     def apply_chat_template(
         self, conversation: Any, chat_template: str | None = None, tools: list | None = None, **kwargs: Any
@@ -178,7 +183,7 @@ class MixLoraProcessor(ProcessorMixin):
             pictures = [part["image"] for part in parts if "image" in part]
             images.append([load_picture(source, f"row {row}, picture {i}") for i, source in enumerate(pictures)])
             heard = [part for part in parts if "audio" in part]
-            rates = [part.get("sampling_rate", audio_loading_params["sampling_rate"]) for part in heard]
+            rates = [part.get("sampling_rate") or audio_loading_params["sampling_rate"] for part in heard]
             mine = [load_clip(p["audio"], rates[i], f"row {row}, clip {i}") for i, p in enumerate(heard)]
             clips.append([(clip, RATE) for clip in mine])
         return images, [[] for _ in conversations], clips if any(clips) else [], {}

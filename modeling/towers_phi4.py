@@ -22,7 +22,26 @@ BLOCK = 500
 """Subsampled frames (40 s) that the speech encoder sees at once; a longer clip is encoded in blocks of that size."""
 
 
-class PatchEncoder(Phi4MultimodalVisionModel):
+class OwnBackends:
+    """A tower that takes another attention than it is asked for where that would leave out what it needs.
+
+    transformers asks in two ways: when a model is built, and in `set_attn_implementation` of a whole model.
+    """
+
+    def own_backend(self, asked: str | None) -> str | None:
+        """What it takes where `asked` is asked for."""
+        raise NotImplementedError
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
+        parent: Any = super()
+        return parent._check_and_adjust_attn_implementation(self.own_backend(attn_implementation), *args, **kwargs)
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, *args: Any, **kwargs: Any) -> str:
+        parent: Any = super()
+        return parent.get_correct_attn_implementation(self.own_backend(requested_attention), *args, **kwargs)
+
+
+class PatchEncoder(OwnBackends, Phi4MultimodalVisionModel):
     """The SigLIP-like encoder with positions by the real extent of a crop, up to a feature layer."""
 
     def __init__(self, config: Any):
@@ -31,11 +50,9 @@ class PatchEncoder(Phi4MultimodalVisionModel):
             if isinstance(module, Phi4MultimodalVisionAttention):
                 module.is_causal = False  # sdpa would take the flag where no patch is masked
 
-    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
+    def own_backend(self, asked: str | None) -> str | None:
         """No flash attention, which leaves patches of padding out: at an odd edge they are averaged with real ones."""
-        if attn_implementation is not None and attn_implementation.startswith("flash"):
-            return "sdpa"
-        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+        return "sdpa" if asked is not None and "flash" in asked else asked
 
     def features(self, pixel_values: torch.Tensor, mask: torch.Tensor, layers: list[int]) -> torch.Tensor:
         """Hidden states after `layers` layers, joined.
@@ -176,12 +193,12 @@ class Phi4VisionTower(nn.Module):
         return torch.cat([nn.functional.pad(grid, (0, self.separators)), ends], dim=1).flatten(0, 1)
 
 
-class ConformerEncoder(Phi4MultimodalAudioModel):
+class ConformerEncoder(OwnBackends, Phi4MultimodalAudioModel):
     """The conformer with a true mask: in attention as minus infinity, in the convolutions as zeros."""
 
-    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
+    def own_backend(self, asked: str | None) -> str:
         """Eager or sdpa: flash attention takes no bias of relative positions, flex attention one head's for all."""
-        return "eager" if attn_implementation == "eager" else "sdpa"
+        return "eager" if asked == "eager" else "sdpa"
 
     def subsample(self, features: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`[clips, frames, mels]` -> `[clips, ceil(frames / 8), size]`, and what `lengths` `[clips]` become."""

@@ -34,11 +34,18 @@ in bold type. `tests/scripts/test_compare_differences.py` runs the last column o
 def all_cases() -> list[Case]:
     """Every case, in the order of the page."""
     sys.path.insert(0, str(ROOT))  # models and processors are those of the tests
+    import differences_adapters
+    import differences_calls
+    import differences_length
     import differences_media
-    import differences_model
+    import differences_pipelines
+    import differences_prompts
     import differences_ranks
+    import differences_rows
 
-    return [*differences_model.CASES, *differences_ranks.CASES, *differences_media.CASES]
+    model = [differences_length, differences_rows, differences_adapters, differences_calls, differences_ranks]
+    modules = [*model, differences_media, differences_prompts, differences_pipelines]
+    return [case for module in modules for case in module.CASES]
 
 
 def table_row(case: Case, theirs: str, ours: str) -> str:

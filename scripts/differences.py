@@ -21,6 +21,7 @@ class Case:
         theirs: does it with transformers' classes, and says what came out.
         ours: does it with ours.
         vllm: what vLLM's code or threads say of it; empty where they say nothing.
+        slow: takes a minute or more.
     """
 
     what: str
@@ -28,6 +29,7 @@ class Case:
     theirs: Callable[[], str]
     ours: Callable[[], str]
     vllm: str = ""
+    slow: bool = False
 
 
 def outcome(measure: Callable[[], str]) -> str:

@@ -16,6 +16,7 @@ from tests.modeling.model_fixtures import make_loud
 from tests.modeling.phi4_fixtures import (
     TARGETS,
     add_adapters,
+    make_row,
     native_config,
     native_model,
     our_inputs,
@@ -26,6 +27,11 @@ from tests.modeling.phi4_fixtures import (
 Inputs = dict[str, Any]
 Row = dict[str, Any]
 SWITCH = 64
+GREEDY = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+PLAIN = make_row()
+PICTURE = make_row(sizes=[(56, 56)])
+CLIP = make_row(frames=[61])
+BOTH = make_row(sizes=[(56, 56)], frames=[61], seed=2)
 
 
 # ---------------------------------------------------------------------------------------------------- the models
@@ -47,15 +53,25 @@ def ours() -> MixLoraForConditionalGeneration:
         return MixLoraForConditionalGeneration.from_pretrained(folder).eval()
 
 
-@cache
-def with_a_near_switch() -> tuple[Any, MixLoraForConditionalGeneration]:
-    """Both models with LongRoPE's switch at 64 tokens."""
-    rope = native_config().rope_parameters | {"original_max_position_embeddings": SWITCH}
-    config = native_config(original_max_position_embeddings=SWITCH, rope_parameters=rope)
+def both_models(switch: int | None, rope: dict[str, Any]) -> tuple[Any, MixLoraForConditionalGeneration]:
+    """Theirs and ours with the same weights and this rotation, without adapters."""
+    config = native_config(original_max_position_embeddings=switch, rope_parameters=rope)
     model = make_loud(Phi4MultimodalForCausalLM(config)).eval()
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return model, MixLoraForConditionalGeneration.from_pretrained(folder).eval()
+
+
+@cache
+def with_a_near_switch() -> tuple[Any, MixLoraForConditionalGeneration]:
+    """Both models with LongRoPE's switch at 64 tokens."""
+    return both_models(SWITCH, native_config().rope_parameters | {"original_max_position_embeddings": SWITCH})
+
+
+@cache
+def without_a_switch() -> tuple[Any, MixLoraForConditionalGeneration]:
+    """Both models with plain rotation, and no length at which anything changes."""
+    return both_models(None, {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75})
 
 
 def with_adapters() -> Any:

@@ -28,7 +28,7 @@ from PIL import Image
 folder, out = sys.argv[1:]
 processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 picture = {"type": "image", "image": Image.new("RGB", (6, 9), "red")}
-clip = {"type": "audio", "audio": np.sin(np.arange(4000) / 7) * 0.3}
+clip = {"type": "audio", "audio": np.sin(np.arange(4000) / 7) * 0.3, "sampling_rate": 16000}
 chats = [[{"role": "user", "content": content}] for content in ("Hello", [picture], [clip], [picture, clip])]
 inputs = processor.apply_chat_template(
     chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"

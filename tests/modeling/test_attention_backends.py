@@ -1,5 +1,6 @@
 """flash_attention_2 and flex_attention get what they expect: their functions in plain torch give our logits."""
 
+import copy
 from itertools import pairwise
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import modeling_flash_attention_utils as flash
 
 from tests.modeling.model_fixtures import ROWS, batch_inputs, row_inputs, tiny_model
+from tests.modeling.phi4_fixtures import make_row, our_inputs
+from tests.modeling.test_phi4_parity import models
 from tests.modeling.test_rope_switch import long_model, text_row
 
 CALLS: list[str] = []
@@ -110,9 +113,8 @@ def test_flash_attention_reads_a_left_padded_row_alone(monkeypatch: pytest.Monke
     assert (found - wanted).abs().max() < 2e-4 * wanted.std()
 
 
-@torch.no_grad()
-def test_flex_attention_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its functions run uncompiled here: a compiler for them would take most of a minute."""
+def uncompiled_flex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets flex attention's functions run uncompiled: a compiler for them would take most of a minute."""
 
     def attention(query: Any, key: Any, value: Any, training: bool = False, **options: Any) -> Any:
         CALLS.append("flex")
@@ -124,6 +126,11 @@ def test_flex_attention_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch) -
     CALLS.clear()
     monkeypatch.setattr("transformers.integrations.flex_attention.compile_friendly_flex_attention", attention)
     monkeypatch.setattr("transformers.masking_utils.create_block_mask", block_mask)
+
+
+@torch.no_grad()
+def test_flex_attention_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    uncompiled_flex(monkeypatch)
     model = tiny_model()
     batch = batch_inputs([row_inputs(kind) for kind in ROWS])
     real = batch["attention_mask"].bool()
@@ -131,6 +138,26 @@ def test_flex_attention_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch) -
     model.set_attn_implementation({"text_config": "flex_attention"})
     found = model(**batch).logits[real]
     assert CALLS == ["flex"] * 2
+    assert (found - wanted).abs().max() < 2e-4 * wanted.std()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["clip", "picture", "both"])
+def test_flex_attention_on_the_whole_of_phi4_hears_and_sees_alike(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers' speech encoder then takes the bias of one head for all, and compiled, the process aborts."""
+    uncompiled_flex(monkeypatch)
+    media = {
+        "clip": {"frames": [61]},
+        "picture": {"sizes": [(70, 130)]},
+        "both": {"sizes": [(56, 56)], "frames": [90]},
+    }
+    model = copy.deepcopy(models(0)[1])
+    inputs = our_inputs([make_row(**media[kind])])
+    wanted = model(**inputs).logits
+    model.set_attn_implementation("flex_attention")
+    assert model.model.speech_tower.encoder.config._attn_implementation == "sdpa"
+    found = model(**inputs).logits
+    assert "flex" in CALLS
     assert (found - wanted).abs().max() < 2e-4 * wanted.std()
 
 

@@ -12,21 +12,21 @@ TONE = (np.sin(np.arange(4000) / 7) * 0.3).astype(np.float32)
 def test_integers_are_scaled_by_their_range():
     for kind in (np.int16, np.int32):
         full = -np.iinfo(kind).min
-        samples = load_clip((TONE * full).astype(kind))
+        samples = load_clip((TONE * full).astype(kind), 16000)
         assert samples.dtype == np.float32 and np.abs(samples - TONE).max() < 1e-4
-    assert load_clip(np.full(400, -32768, dtype=np.int16)).tolist() == [-1.0] * 400
+    assert load_clip(np.full(400, -32768, dtype=np.int16), 16000).tolist() == [-1.0] * 400
 
 
 def test_channels_are_averaged():
     both = np.stack([TONE, -TONE / 2])
     for source in (both, both.T, torch.from_numpy(both), (both.T, 16000)):
-        assert np.allclose(load_clip(source), TONE / 4, atol=1e-6)
+        assert np.allclose(load_clip(source, 16000), TONE / 4, atol=1e-6)
 
 
 def test_lists_and_tensors_of_samples():
     for source in (TONE.tolist(), tuple(TONE.tolist()), torch.from_numpy(TONE).double().requires_grad_()):
-        assert np.allclose(load_clip(source), TONE, atol=1e-6)
-    assert MixLoraAudioProcessor(window_frames=40)(TONE.tolist())["input_features"].shape == (1, 40, 80)
+        assert np.allclose(load_clip(source, 16000), TONE, atol=1e-6)
+    assert MixLoraAudioProcessor(window_frames=40)(TONE.tolist(), 16000)["input_features"].shape == (1, 40, 80)
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 44101, 48000])
@@ -61,7 +61,7 @@ def test_a_tone_keeps_its_pitch_at_any_rate(rate):
 )
 def test_bad_clips_are_refused_by_name(source, message):
     with pytest.raises(ValueError, match=f"row 1, clip 0: .*{message}"):
-        load_clip(source, where="row 1, clip 0")
+        load_clip(source, 16000, "row 1, clip 0")
 
 
 def test_no_clips_are_refused():
@@ -71,7 +71,7 @@ def test_no_clips_are_refused():
 
 @pytest.mark.parametrize("samples, frames", [(400, 3), (1600, 10), (1601, 11), (6400, 40), (6401, 41)])
 def test_the_mask_counts_started_frames(samples, frames):
-    batch = MixLoraAudioProcessor(window_frames=40)(np.full(samples, 0.1))
+    batch = MixLoraAudioProcessor(window_frames=40)(np.full(samples, 0.1), 16000)
     assert batch["input_features_mask"].sum() == frames
     assert batch["input_features"].shape == (1, 40 * -(-frames // 40), 80)
 
@@ -79,4 +79,13 @@ def test_the_mask_counts_started_frames(samples, frames):
 def test_save_and_reload(tmp_path):
     MixLoraAudioProcessor(window_frames=40, feature_size=8).save_pretrained(tmp_path)
     again = MixLoraAudioProcessor.from_pretrained(tmp_path)
-    assert again.window_frames == 40 and again(TONE)["input_features"].shape == (1, 40, 8)
+    assert again.window_frames == 40 and again(TONE, 16000)["input_features"].shape == (1, 40, 8)
+
+
+def test_samples_without_their_rate_are_refused_not_taken_for_16_khz():
+    """A recording at 44.1 kHz, read at 16 kHz, would be heard 2.8 times too slow."""
+    for source in (TONE, TONE.tolist(), torch.from_numpy(TONE), (TONE * 32768).astype(np.int16)):
+        with pytest.raises(ValueError, match="clip 0: samples without their rate; pass"):
+            MixLoraAudioProcessor(window_frames=40)([source])
+    for source in ((TONE, 44100), {"array": TONE, "sampling_rate": 44100}):
+        assert len(load_clip(source)) == len(load_clip(TONE, 44100)) == 1452

@@ -134,3 +134,19 @@ def test_continuous_batching_is_refused() -> None:
     """It would give all requests the route of one row."""
     with pytest.raises(ValueError, match="continuous batching packs all requests into one row"):
         tiny_model().generate_batch([row_inputs("text")["ids"], row_inputs("text", seed=1)["ids"]])
+
+
+@pytest.mark.parametrize("by", ["argument", "config", "model"])
+def test_guidance_by_a_second_prompt_is_refused_by_name(by: str) -> None:
+    model, batch = tiny_model(), batch_inputs([row_inputs("image"), row_inputs("speech")])
+    config = GenerationConfig(**GREEDY, guidance_scale=1.5)
+    options: dict[str, Any] = {
+        "argument": GREEDY | {"guidance_scale": 1.5},
+        "config": {"generation_config": config},
+    }.get(by, {})
+    if by == "model":
+        model.generation_config.guidance_scale = 1.5
+    with pytest.raises(ValueError, match="guidance_scale is 1.5, but .*: leave guidance_scale out"):
+        model.generate(**batch, **options)
+    wanted = tiny_model().generate(**batch, **GREEDY)
+    assert torch.equal(model.generate(**batch, **GREEDY, guidance_scale=1), wanted)

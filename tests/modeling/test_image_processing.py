@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from mixlora.modeling.image_processing_mixlora import MixLoraImageProcessor, load_picture
+from mixlora.modeling.image_processing_phi4 import Phi4ImageProcessor
 
 
 def red(source) -> np.ndarray:
@@ -90,3 +91,15 @@ def test_save_and_reload(tmp_path):
     MixLoraImageProcessor(size=16, image_std=[0.5, 0.25, 1.0]).save_pretrained(tmp_path)
     again = MixLoraImageProcessor.from_pretrained(tmp_path)
     assert again.size == 16 and again.image_std == [0.5, 0.25, 1.0]
+
+
+@pytest.mark.parametrize("processor", [MixLoraImageProcessor(size=8), Phi4ImageProcessor()], ids=["ours", "Phi-4's"])
+@pytest.mark.parametrize("options", [{"do_rescale": False}, {"size": {"height": 4, "width": 4}}, {"dynamic_hd": 1}])
+def test_settings_for_one_call_are_refused_not_ignored(processor, options):
+    """Transformers' processor of Phi-4 pads a picture that is not rescaled with 509, in a scale of -1 to 1."""
+    picture = np.zeros((9, 7, 3), np.uint8)
+    with pytest.raises(ValueError, match=f"images: {next(iter(options))}=.* can't be set for one call"):
+        processor(picture, **options)
+    assert torch.equal(
+        processor(picture, do_rescale=True, size=None)["pixel_values"], processor(picture)["pixel_values"]
+    )

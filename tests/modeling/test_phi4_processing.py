@@ -136,7 +136,7 @@ def test_a_thread_of_a_picture_raises(size):
 def test_mels_and_counts_are_those_of_transformers(samples):
     clip = (np.random.default_rng(samples).standard_normal(samples) * 0.1).astype(np.float32)
     wanted = Phi4MultimodalFeatureExtractor()(clip, sampling_rate=16000, return_tensors="pt")
-    found = Phi4AudioProcessor()(clip)
+    found = Phi4AudioProcessor()(clip, sampling_rate=16000)
     assert found["input_features"].shape == wanted["audio_input_features"].shape
     assert (found["input_features"] - wanted["audio_input_features"]).abs().max() < 1e-3
     assert found["input_features_mask"].all()
@@ -146,9 +146,9 @@ def test_mels_and_counts_are_those_of_transformers(samples):
 
 def test_clips_of_a_batch_are_as_alone():
     clips = [CLIP[:1600], CLIP, CLIP[100:4321], np.tile(CLIP, 12)]
-    together = Phi4AudioProcessor()(clips)
+    together = Phi4AudioProcessor()(clips, sampling_rate=16000)
     for i, clip in enumerate(clips):
-        alone = Phi4AudioProcessor()(clip)["input_features"][0]
+        alone = Phi4AudioProcessor()(clip, sampling_rate=16000)["input_features"][0]
         assert torch.equal(together["input_features"][i, : len(alone)], alone)
         assert not together["input_features"][i, len(alone) :].any()
         assert int(together["input_features_mask"][i].sum()) == len(alone)
@@ -156,9 +156,9 @@ def test_clips_of_a_batch_are_as_alone():
 
 def test_whole_numbers_stereo_and_other_rates_are_heard_alike():
     """Transformers takes integers as they are, cannot mix channels, and refuses other rates."""
-    wanted = Phi4AudioProcessor()(CLIP)["input_features"]
+    wanted = Phi4AudioProcessor()(CLIP, sampling_rate=16000)["input_features"]
     for source in ((CLIP * 32768).round().astype(np.int16), np.stack([CLIP, CLIP]), (CLIP, 16000)):
-        assert (Phi4AudioProcessor()(source)["input_features"] - wanted).abs().mean() < 0.05
+        assert (Phi4AudioProcessor()(source, sampling_rate=16000)["input_features"] - wanted).abs().mean() < 0.05
     assert Phi4AudioProcessor()((CLIP, 8000))["input_features"].shape[1] == 98
 
 
@@ -181,7 +181,7 @@ def test_counts_are_those_of_the_towers():
     images = Phi4ImageProcessor(size=CROP, dynamic_hd=9)([picture(*size) for size in sizes])
     counts = images.pop("num_img_tokens").tolist()
     clips = [(np.random.default_rng(n).standard_normal(n) * 0.1) for n in (400, 1681, 9000, 45 * 16000)]
-    mels = Phi4AudioProcessor(feature_size=MELS)(clips)
+    mels = Phi4AudioProcessor(feature_size=MELS)(clips, sampling_rate=16000)
     frames = mels["input_features_mask"].sum(1)
     with torch.no_grad():
         assert [len(features) for features in model.encode_vision(**images)] == counts
@@ -196,7 +196,7 @@ def test_ids_pixels_and_mels_are_those_of_transformers():
     wanted = native_processor()(
         text=text, images=images, audio=clips, audio_kwargs={"sampling_rate": 16000}, padding=True, return_tensors="pt"
     )
-    found = Phi4MMProcessor(tokenizer=native_tokenizer())(text=text, images=images, audio=clips)
+    found = Phi4MMProcessor(tokenizer=native_tokenizer())(text=text, images=images, audio=clips, sampling_rate=16000)
     assert torch.equal(found["input_ids"], wanted["input_ids"])
     assert torch.equal(found["attention_mask"], wanted["attention_mask"])
     crops = [1 + int(h) // 448 * (int(w) // 448) for h, w in wanted["image_sizes"]]
@@ -246,7 +246,7 @@ def test_save_and_reload_keep_everything(loader, tmp_path):
     again = loader.from_pretrained(tmp_path)
     assert type(again) is Phi4MMProcessor
     assert again.to_dict() == processor.to_dict() and again.chat_template == MICROSOFTS_TEMPLATE
-    inputs = {"text": "<|user|><|image_1|><|audio_1|><|end|>", "images": [picture(300, 200)], "audio": [CLIP]}
+    inputs = {"text": "<|user|><|image_1|><|audio_1|><|end|>", "images": [picture(300, 200)], "audio": [(CLIP, 16000)]}
     for found, wanted in zip(again(**inputs).values(), processor(**inputs).values(), strict=True):
         assert torch.equal(found, wanted)
     assert (again(**inputs)["input_ids"] == again.audio_token_id).sum() == 3  # 48 frames, 16 a token
@@ -257,7 +257,7 @@ def user(*parts):
     return [{"role": "user", "content": parts}]
 
 
-IMAGE, AUDIO = {"type": "image", "image": picture(40, 60)}, {"type": "audio", "audio": CLIP}
+IMAGE, AUDIO = {"type": "image", "image": picture(40, 60)}, {"type": "audio", "audio": (CLIP, 16000)}
 
 
 def test_parts_give_what_microsofts_prompts_give():
@@ -272,7 +272,7 @@ def test_parts_give_what_microsofts_prompts_give():
         "<|user|><|image_1|><|audio_1|><|end|><|assistant|>",
         "<|user|>Hi<|end|><|assistant|>",
     ]
-    wanted = processor(text=prompts, images=[IMAGE["image"]] * 2, audio=[CLIP] * 2)
+    wanted = processor(text=prompts, images=[IMAGE["image"]] * 2, audio=[CLIP] * 2, sampling_rate=16000)
     assert found.keys() == wanted.keys()
     for name in wanted:
         assert torch.equal(found[name], wanted[name]), name
@@ -317,7 +317,10 @@ def test_typed_markers_stay_text(template, plain):
             {"text": "<|image_2|><|image_1|>", "images": [picture(9, 9)] * 2},
             r"row 0: image markers are numbered \[2, 1",
         ),
-        ({"text": ["<|audio_1|>", "x"], "audio": [[], [CLIP]]}, "row 0: .* stands 1 times, but it has 0 clips"),
+        (
+            {"text": ["<|audio_1|>", "x"], "audio": [[], [(CLIP, 16000)]]},
+            "row 0: .* stands 1 times, but it has 0 clips",
+        ),
         ({"text": "x", "images": [picture(9, 9)]}, "1 pictures are given"),
     ],
 )

@@ -47,7 +47,9 @@ def test_speech_tower_takes_no_backend_that_drops_the_bias() -> None:
     tower = build_speech_tower(phi4_config())
     for requested in ("flash_attention_2", "flex_attention"):
         assert tower.encoder._check_and_adjust_attn_implementation(requested) == "sdpa"
+        assert tower.encoder.get_correct_attn_implementation(requested) == "sdpa"
     assert tower.encoder._check_and_adjust_attn_implementation("eager") == "eager"
+    assert tower.encoder.get_correct_attn_implementation("eager") == "eager"
 
 
 @torch.no_grad()
@@ -57,6 +59,7 @@ def test_vision_tower_takes_no_backend_that_leaves_out_patches() -> None:
     make_loud(encoder)
     for requested in ("flash_attention_2", "flash_attention_3"):
         assert encoder._check_and_adjust_attn_implementation(requested) == "sdpa"
+        assert encoder.get_correct_attn_implementation(requested) == "sdpa"
     mask = torch.ones(1, 4, 4, dtype=torch.bool)
     mask[:, 3] = False
     features = []

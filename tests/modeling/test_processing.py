@@ -18,7 +18,7 @@ from tests.modeling.processor_fixtures import tiny_processor
 
 TONE = (np.sin(np.arange(4000) / 7) * 0.3).astype(np.float32)
 IMAGE = {"type": "image", "image": Image.new("RGB", (6, 9), "red")}
-AUDIO = {"type": "audio", "audio": TONE}
+AUDIO = {"type": "audio", "audio": (TONE, 16000)}
 
 
 def user(*parts):
@@ -99,8 +99,8 @@ def test_openai_parts_are_read_not_dropped():
         ([user({"type": "image"})], "row 0, message 0, part 0: an image part needs exactly one"),
         ([user({"type": "image_url", "image_url": {"url": "http://x/y.png"}})], "nothing is fetched"),
         ([user({"type": "image", "path": "https://x/y.png"})], "row 0, picture 0: addresses are not fetched"),
-        ([user("a"), user(AUDIO, {"type": "audio", "audio": TONE[:100]})], "row 1, clip 1: 100 samples"),
-        ([user({"type": "audio", "audio": TONE * np.nan})], "row 0, clip 0: NaN"),
+        ([user("a"), user(AUDIO, {"type": "audio", "audio": (TONE[:100], 16000)})], "row 1, clip 1: 100 samples"),
+        ([user({"type": "audio", "audio": (TONE * np.nan, 16000)})], "row 0, clip 0: NaN"),
         ([[{"role": "robot", "content": "x"}]], "row 0, message 0: role 'robot'"),
     ],
 )
@@ -114,7 +114,7 @@ def test_bad_input_names_row_and_item(chats, message):
     [
         ({"text": ["<|image|>", "x"], "images": [[], [IMAGE["image"]]]}, "row 0: <.image.> stands 1 times"),
         ({"text": ["<|image|>"]}, "0 pictures are given"),
-        ({"text": ["x"], "audio": [TONE]}, "1 clips are given"),
+        ({"text": ["x"], "audio": [(TONE, 16000)]}, "1 clips are given"),
         ({"text": []}, "non-empty list"),
     ],
 )
@@ -171,7 +171,7 @@ def test_mel_equals_whispers():
 
 def test_a_clips_features_do_not_depend_on_its_neighbours():
     processor = MixLoraAudioProcessor(window_frames=40)
-    alone, together = processor(TONE), processor([TONE, np.tile(TONE, 5)])
+    alone, together = processor(TONE, 16000), processor([TONE, np.tile(TONE, 5)], 16000)
     assert torch.equal(alone["input_features"][0], together["input_features"][0, :40])
     assert not together["input_features"][0, 40:].any()
 
@@ -182,7 +182,10 @@ def test_clips_of_any_kind_become_the_same_samples(tmp_path):
     whole = (TONE * 32768).astype(np.int16)
     stereo = np.stack([TONE, TONE])
     data = (tmp_path / "a.flac").read_bytes()
-    for source in (TONE, whole, stereo, stereo.T, (TONE, 16000), tmp_path / "a.wav", str(tmp_path / "a.flac"), data):
+    for samples in (TONE, whole, stereo, stereo.T):
+        for source in ((samples, 16000), {"array": samples, "sampling_rate": 16000}):
+            assert np.abs(load_clip(source) - TONE).max() < 1e-3
+    for source in (tmp_path / "a.wav", str(tmp_path / "a.flac"), data):
         assert np.abs(load_clip(source) - TONE).max() < 1e-3
     assert len(load_clip((TONE, 8000))) == 8000
     for suffix in ("ogg", "mp3"):

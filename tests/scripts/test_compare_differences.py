@@ -26,7 +26,10 @@ def test_the_page_holds_every_case_in_order() -> None:
     assert [row[3] for row in page()] == [case.vllm or "-" for case in CASES]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.what)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] * case.slow, id=case.what) for case in CASES],
+)
 def test_mixlora_gives_what_the_page_says(case: Case) -> None:
     found = outcome(case.ours)
     assert "**" not in found, "what is in bold type is not as wanted"

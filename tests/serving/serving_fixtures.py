@@ -24,7 +24,7 @@ def clip(seed: int = 0, seconds: float = 0.3) -> np.ndarray:
 def turn(text: str | None = None, pictures: tuple = (), clips: tuple = ()) -> dict[str, Any]:
     """A user's turn."""
     content: list[dict[str, Any]] = [{"type": "image", "image": one} for one in pictures]
-    content += [{"type": "audio", "audio": one} for one in clips]
+    content += [{"type": "audio", "audio": (one, 16000)} for one in clips]
     content += [{"type": "text", "text": text}] if text is not None else []
     return {"role": "user", "content": content}
 

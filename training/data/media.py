@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from mixlora.modeling.audio_processing_mixlora import RATE
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.training.data.augment import Augmenter
 from mixlora.training.data.feature_cache import Encode, FeatureCache, fingerprint
@@ -146,7 +147,7 @@ class Media:
     def clips(self, files: Sequence[Item]) -> dict[str, torch.Tensor]:
         """`input_features` `[clips, frames, mels]` and `input_features_mask` `[clips, frames]`."""
         clips = [self.augmenter.clip(file) for file in files]
-        return dict(self.processor.audio_processor(clips, return_tensors="pt"))
+        return dict(self.processor.audio_processor(clips, sampling_rate=RATE, return_tensors="pt"))
 
     def _see(self, model: MixLoraForConditionalGeneration, files: Sequence[Item]) -> list[torch.Tensor]:
         return model.model.encode_vision(**_on(model.device, self.pictures(files)))
