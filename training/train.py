@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from accelerate import PartialState
+from torch import distributed
 
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.modeling.processing_mixlora import MixLoraProcessor
@@ -20,9 +21,9 @@ from mixlora.training.begun import check_settings, write_json
 from mixlora.training.checkpoints import RUNNING, full_state
 from mixlora.training.data.check import BrokenRows
 from mixlora.training.data.media import Media
-from mixlora.training.data.rows import RowError
 from mixlora.training.expert_adapters import split_adapters
 from mixlora.training.groups import checked_routing, copy_groups, fit_basis, refuse_layerdrop, select_parameters
+from mixlora.training.loaded import LoadedStage
 from mixlora.training.plan import StagePlan, plan_stage
 from mixlora.training.progress import Board, Progress
 from mixlora.training.recipe import find_recipe, load_recipe
@@ -121,7 +122,7 @@ def _run(
     media, broken = Media(model, processor, stage.mask_time), BrokenRows(stage.max_broken)
     data = stage_data(stage, model, processor, media, cache, recipe.seed, broken)
     shard = shard and PartialState().num_processes > 1
-    step, collator = build_step(stage, model, processor, media, data.examples, cache, shard)
+    step, collator = build_step(LoadedStage(stage, model, processor, media, data.examples, cache, shard))
     if cache_only:
         return
     check_room(folder, sum(each.numel() for each in model.parameters() if each.requires_grad))
@@ -184,6 +185,12 @@ def _load(stage: Stage, start: str, seed: int, before: Sequence[Stage] = ()) -> 
     return model, MixLoraProcessor.from_pretrained(start)
 
 
+def leave_ranks() -> None:
+    """Where there are several processes, ends what they exchange by: its threads, left running, may abort the exit."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def main(
     recipe: Annotated[Path, typer.Argument(help="A YAML file, or the name of a packaged recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, or STAGE.key=value.")] = None,
@@ -198,7 +205,8 @@ def main(
             plan_recipe(recipe, overrides)
         else:
             train(recipe, output, overrides, cache_teacher, shard)
-    except (RecipeError, RowError, TrainingStopped, FileNotFoundError) as error:
+        leave_ranks()
+    except (ValueError, OSError, TrainingStopped) as error:
         raise SystemExit(f"mixlora train: {error}") from error
 
 
