@@ -22,7 +22,7 @@ from mixlora.training.checkpoints import RUNNING, full_state
 from mixlora.training.data.check import BrokenRows
 from mixlora.training.data.media import Media
 from mixlora.training.expert_adapters import split_adapters
-from mixlora.training.groups import checked_routing, copy_groups, fit_basis, refuse_layerdrop, select_parameters
+from mixlora.training.groups import checked_routing, prepare_parts, refuse_layerdrop, select_parameters
 from mixlora.training.loaded import LoadedStage
 from mixlora.training.plan import StagePlan, plan_stage
 from mixlora.training.progress import Board, Progress
@@ -116,9 +116,7 @@ def _run(
     model, processor = _load(stage, start, recipe.seed)
     routing = dict(model.config.routing)
     model.config.routing = checked_routing(stage, model.config)
-    copy_groups(model, stage.copy)
-    if stage.ctc_weight:
-        fit_basis(model)
+    prepare_parts(model, stage)
     media, broken = Media(model, processor, stage.mask_time), BrokenRows(stage.max_broken)
     data = stage_data(stage, model, processor, media, cache, recipe.seed, broken)
     shard = shard and PartialState().num_processes > 1

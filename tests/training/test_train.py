@@ -18,6 +18,7 @@ from mixlora.training import train as entry
 from mixlora.training.data.collate import Collator, Tokenizer
 from mixlora.training.data.media import Media
 from mixlora.training.data.rows import read_rows
+from mixlora.training.groups import copy_groups
 from mixlora.training.stages import RecipeError
 from mixlora.training.trainer import StageTrainer, last_checkpoint
 from tests.training.training_fixtures import make_start, write_recipe, write_rows
@@ -84,11 +85,11 @@ def test_unknown_group_is_named(tmp_path: Path, start: str, rows: Path) -> None:
 
 def test_copy_starts_one_group_from_another(start: str) -> None:
     model = MixLoraForConditionalGeneration.from_pretrained(start)
-    entry.copy_groups(model, {"speech_projector.vision_speech": "speech_projector.speech"})
+    copy_groups(model, {"speech_projector.vision_speech": "speech_projector.speech"})
     projector = model.model.speech_projector
     assert torch.equal(projector["speech"].up.weight, projector["vision_speech"].up.weight)
     with pytest.raises(RecipeError, match="do not fit"):
-        entry.copy_groups(model, {"speech_projector.speech": "vision_projector"})
+        copy_groups(model, {"speech_projector.speech": "vision_projector"})
 
 
 def clips_alone(rows: Path) -> Path:
@@ -125,7 +126,7 @@ def test_ctc_reads_the_projector_behind_the_context_in_a_whitened_basis(tmp_path
     model = MixLoraForConditionalGeneration.from_pretrained(tmp_path / "out/01-only")
     projectors = model.model.speech_projector
     assert not torch.equal(projectors["speech"].basis, projectors["vision_speech"].basis)
-    entry.copy_groups(model, {"speech_projector.vision_speech": "speech_projector.speech"})
+    copy_groups(model, {"speech_projector.vision_speech": "speech_projector.speech"})
     assert torch.equal(projectors["speech"].basis, projectors["vision_speech"].basis)
 
 
