@@ -5,12 +5,10 @@ from typing import Any
 
 import torch
 
-from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
-from mixlora.modeling.processing_mixlora import MixLoraProcessor
 from mixlora.training.data.collate import Collator
 from mixlora.training.data.media import Media
 from mixlora.training.foreign_teacher import is_ours, load_foreign
-from mixlora.training.loaded import LoadedStage
+from mixlora.training.loaded import LoadedStage, load_checkpoint
 from mixlora.training.teacher import SELF, CheckpointTeacher, KeptTeacher, SelfTeacher, Teacher, check_fit
 from mixlora.training.teacher_cache import Form, cache_states
 
@@ -41,8 +39,8 @@ def _load(loaded: LoadedStage, collator: Collator) -> tuple[Teacher, Any]:
     if not is_ours(name):
         foreign, collator.foreign = load_foreign(name, loaded.processor, media, model)
         return foreign, foreign.model
-    other = MixLoraForConditionalGeneration.from_pretrained(name, dtype=torch.float32).to(model.device)
-    processor = MixLoraProcessor.from_pretrained(name)
+    other, processor = load_checkpoint(name, "teacher")
+    other.to(model.device)
     check_fit(model, loaded.processor, other, processor, name)
     teacher = CheckpointTeacher(other)
     if not loaded.sharded and (shared := share_frozen(model, other)):

@@ -15,15 +15,13 @@ import typer
 from accelerate import PartialState
 from torch import distributed
 
-from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
-from mixlora.modeling.processing_mixlora import MixLoraProcessor
 from mixlora.training.begun import check_settings, write_json
 from mixlora.training.checkpoints import RUNNING, full_state
 from mixlora.training.data.check import BrokenRows
 from mixlora.training.data.media import Media
 from mixlora.training.expert_adapters import split_adapters
 from mixlora.training.groups import checked_routing, prepare_parts, refuse_layerdrop, select_parameters
-from mixlora.training.loaded import LoadedStage
+from mixlora.training.loaded import LoadedStage, load_checkpoint
 from mixlora.training.plan import StagePlan, plan_stage
 from mixlora.training.progress import Board, Progress
 from mixlora.training.recipe import find_recipe, load_recipe
@@ -175,12 +173,12 @@ def _write_end(
 
 def _load(stage: Stage, start: str, seed: int, before: Sequence[Stage] = ()) -> tuple[Any, Any]:
     """The stage's model, with its parameters selected, and its processor; stages `before` have made their experts."""
-    model = MixLoraForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
-    model.to(PartialState().device)
+    model, processor = load_checkpoint(start, "model")
+    model.to(PartialState().device)  # type: ignore[arg-type]
     for each in (*before, stage):
         split_adapters(model, each, seed)
     select_parameters(model, stage.train)
-    return model, MixLoraProcessor.from_pretrained(start)
+    return model, processor
 
 
 def leave_ranks() -> None:

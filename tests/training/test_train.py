@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
+from mixlora.modeling.processing_mixlora import MixLoraProcessor
 from mixlora.training import train as entry
 from mixlora.training.data.collate import Collator, Tokenizer
 from mixlora.training.data.media import Media
@@ -81,6 +82,19 @@ def test_a_finished_stage_is_skipped_and_other_settings_are_refused(
 def test_unknown_group_is_named(tmp_path: Path, start: str, rows: Path) -> None:
     with pytest.raises(RecipeError, match="did you mean 'adapter.vision'"):
         entry.train(write_recipe(tmp_path, start, rows, ["adapter.visoin"]), tmp_path / "out")
+
+
+def test_a_checkpoint_that_is_not_there_is_named_in_a_line(tmp_path: Path, start: str, rows: Path) -> None:
+    recipe = write_recipe(tmp_path, start, rows, ADAPTERS)
+    (tmp_path / "empty").mkdir()
+    taught = ["only.objective=mimic", "only.teacher=gone"]
+    for overrides, message in {
+        ("model=gone",): "^model gone: no checkpoint with its processor: no such folder, nor a hub id that loads$",
+        (f"model={tmp_path}/empty",): f"^model {tmp_path}/empty: no checkpoint with its processor: Error no file",
+        tuple(taught): "^teacher gone: no checkpoint with its processor: no such folder",
+    }.items():
+        with pytest.raises(RecipeError, match=message):
+            entry.train(recipe, tmp_path / "out", [*overrides])
 
 
 def test_copy_starts_one_group_from_another(start: str) -> None:
@@ -189,7 +203,7 @@ def test_mixed_batch_gives_the_gradients_of_separate_batches(start: str, rows: P
     entry.select_parameters(model, ADAPTERS)
     model.activation_checkpointing_enable()
     model.train()
-    processor = entry.MixLoraProcessor.from_pretrained(start)
+    processor = MixLoraProcessor.from_pretrained(start)
     media = Media(model, processor)
     examples = Tokenizer(processor, media, 64)(read_rows(rows)[1:9])
     collate = Collator(media, processor.tokenizer.pad_token_id)
