@@ -13,19 +13,23 @@ from mixlora.training.stages import Stage
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Notes a stage's settings when it begins; they must be the same when it goes on.
+    """Notes a stage's settings when it begins; they must be the same once it goes on from a checkpoint or has ended.
 
     Raises:
-        RecipeError: they are not; the differences are named.
+        RecipeError: they are not, and the differences are named; or the note can't be read.
     """
     file = folder / "stage.json"
     wanted = json.loads(json.dumps(settings))
-    if not file.is_file():
+    kept = (folder / "done.json").is_file() or any(folder.glob("checkpoints/checkpoint-*"))
+    if not kept or not file.is_file():
         if PartialState().is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(file, wanted)
         return
-    before = _with_defaults(json.loads(file.read_text(encoding="utf-8")))
+    try:
+        before = _with_defaults(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise RecipeError(f"{file}: not JSON ({error}): remove {folder}, or name another output") from error
     changed = [f"{key}: {before.get(key)!r} -> {wanted[key]!r}" for key in wanted if before.get(key) != wanted[key]]
     if changed:
         raise RecipeError(

@@ -13,6 +13,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor, PreTrainedConf
 
 from mixlora.training.data.collate import Example
 from mixlora.training.data.rows import RowError
+from mixlora.training.loaded import no_checkpoint
 from mixlora.training.objectives import IGNORED, response_mask
 from mixlora.training.stages import RecipeError
 
@@ -209,6 +210,13 @@ def end_token(processor: Any) -> int:
 
 
 def is_ours(name: str) -> bool:
-    """Whether a checkpoint loads as a mixlora model, Phi-4-Multimodal's layouts included."""
-    kind = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+    """Whether a checkpoint loads as a mixlora model, Phi-4-Multimodal's layouts included.
+
+    Raises:
+        RecipeError: there is none of that name.
+    """
+    try:
+        kind = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+    except OSError as error:
+        raise no_checkpoint(name, "teacher", error) from error
     return kind in ("mixlora", "phi4mm", "phi4_multimodal")

@@ -9,6 +9,8 @@ from mixlora.modeling.projectors import WhiteningProjector
 from mixlora.training.settings import RecipeError, nearest
 from mixlora.training.stages import Stage
 
+CLIPS = "speech_projector.speech"
+
 
 def select_parameters(model: MixLoraForConditionalGeneration, train: list[str]) -> None:
     """Lets gradients reach the named groups alone, and prints what is trained and what is frozen.
@@ -77,9 +79,33 @@ def copy_groups(model: MixLoraForConditionalGeneration, copy: dict[str, str]) ->
         print(f"  {target} starts as a copy of {source}")
 
 
-def fit_basis(model: MixLoraForConditionalGeneration) -> None:
-    """Prepares the projector of clips for CTC, where it is of the kind that is read in a basis of its own."""
-    projector = model.model.speech_projector["speech"]
-    if isinstance(projector, WhiteningProjector):
+def prepare_parts(model: MixLoraForConditionalGeneration, stage: Stage) -> None:
+    """What a stage sets before it trains: copies of groups, and the basis of a trained projector of clips for CTC.
+
+    Raises:
+        RecipeError: a group to copy that is not there, or has other shapes.
+    """
+    copy_groups(model, stage.copy)
+    projector = _fitted(model, stage)
+    if projector is not None:
         table: torch.Tensor = model.model.language_model.embed_tokens.weight
         projector.fit(table)
+
+
+def prepared_buffers(model: MixLoraForConditionalGeneration, stage: Stage) -> list[str]:
+    """Names of the tensors among what a stage sets before it trains that are no parameters."""
+    copied = [
+        name.replace(source, target, 1)
+        for target, source in stage.copy.items()
+        for name, _ in model.named_buffers()
+        if name.startswith(f"model.{source}.")
+    ]
+    return copied + ([] if _fitted(model, stage) is None else [f"model.{CLIPS}.basis"])
+
+
+def _fitted(model: MixLoraForConditionalGeneration, stage: Stage) -> WhiteningProjector | None:
+    """The projector of clips, where it is of the kind that is read in a basis of its own, and learns by CTC."""
+    if not stage.ctc_weight or CLIPS not in stage.train:
+        return None
+    projector = model.model.speech_projector["speech"]
+    return projector if isinstance(projector, WhiteningProjector) else None

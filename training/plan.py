@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixlora.training.data.collate import Example
+from mixlora.training.groups import prepared_buffers
 from mixlora.training.objectives import IGNORED
 from mixlora.training.stages import Stage
 from mixlora.training.teacher import SELF
@@ -19,7 +20,8 @@ class StagePlan:
 
     Attributes:
         trained, frozen: parameter group -> its parameters.
-        tensors: names of the tensors that may change; all others stay equal bit for bit.
+        tensors: names of the tensors that may change, buffers included; all others stay equal bit for bit.
+        buffers: tensors that are no parameters, and are set before the stage trains.
         examples: rows, and blocks of plain text, that fit `max_length`.
         tokens, learnt: tokens of all batches, padding left out, and those among them that are learnt.
         largest: tokens of the largest batch, padding included.
@@ -31,6 +33,7 @@ class StagePlan:
     trained: dict[str, int]
     frozen: dict[str, int]
     tensors: frozenset[str]
+    buffers: tuple[str, ...]
     examples: int
     batches: int
     steps: int
@@ -50,8 +53,10 @@ class StagePlan:
         memory = f"{self.state_bytes / 2**20:,.0f} MiB"
         examples = f"{self.examples:,} examples; " if self.examples else ""
         about = f" (estimated by the first {self.sampled:,} batches)" if self.sampled else ""
+        sets = [f"  sets {name}, which is no parameter, before it trains" for name in self.buffers]
         return "\n".join(
             [
+                *sets,
                 f"  {examples}{self.steps:,} steps of {self.batches:,} batches",
                 f"  {self.tokens:,} tokens, {self.learnt:,} of them learnt; the largest batch has {self.largest:,}"
                 + about,
@@ -72,6 +77,7 @@ def plan_stage(stage: Stage, model: Any, examples: int, batches: Sequence[Sequen
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     counts = {group: sum(sizes[name] for name in names) for group, names in groups.items()}
     trained = {group: count for group, count in counts.items() if group in stage.train}
+    buffers = prepared_buffers(model, stage)
     answers = [
         each for batch in batches for example in batch for each in (example, example.rejected) if each is not None
     ]
@@ -83,7 +89,8 @@ def plan_stage(stage: Stage, model: Any, examples: int, batches: Sequence[Sequen
         name=stage.name,
         trained=trained,
         frozen={group: count for group, count in counts.items() if group not in stage.train},
-        tensors=frozenset(name for group in trained for name in groups[group]),
+        tensors=frozenset([*buffers, *(name for group in trained for name in groups[group])]),
+        buffers=tuple(buffers),
         examples=examples,
         batches=total,
         steps=-(-total // stage.gradient_accumulation),

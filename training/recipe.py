@@ -41,10 +41,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     Raises:
         RecipeError: not YAML, an unknown key (the nearest right one is named) or a value of the wrong kind.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {error}") from error
+    raw = _read(path.read_bytes(), str(path))
     if not isinstance(raw, dict) or not isinstance(raw.get("stages"), list):
         raise RecipeError(f"{path}: expected a mapping with a list of stages")
     if not all(isinstance(stage, dict) for stage in raw["stages"]):
@@ -53,6 +50,25 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         _override(raw, override)
     _resolve(raw, path.parent)
     return _build(Recipe, raw, str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once: of two, the first would be passed over in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As in PyYAML, after a look at the keys that are written there."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read(text: bytes, where: str) -> Any:
+    """What YAML holds; RecipeError where it is none, in one line."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def _resolve(raw: dict[str, Any], folder: Path) -> None:
@@ -77,10 +93,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"override {override!r}: expected key=value or STAGE.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"override {override!r}: the value is not YAML: {error}") from error
+    value = _read(text.encode(), f"override {override!r}: the value")
     stages = {str(stage.get("name")): stage for stage in raw["stages"]}
     name, dot, inner = key.partition(".")
     if dot:

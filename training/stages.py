@@ -97,12 +97,16 @@ class Stage:
     def __post_init__(self) -> None:
         where = f"stage {self.name!r}"
         for pair in (("epochs", "max_steps"), ("tokens_per_batch", "rows_per_batch")):
-            given = [key for key in pair if getattr(self, key) > 0]
-            if len(given) != 1:
-                raise RecipeError(f"{where}: give exactly one of {pair[0]} and {pair[1]}, got {given or 'neither'}")
+            given = [key for key in pair if getattr(self, key)]
+            if len(given) != 1 or not 0 < getattr(self, given[0]) < float("inf"):
+                raise RecipeError(
+                    f"{where}: give exactly one of {pair[0]} and {pair[1]}, above 0, got {given or 'neither'}"
+                )
         self._check_rates(where)
         if self.streaming:
             self._check_streaming(where)
+        if len(set(self.train)) < len(self.train):
+            raise RecipeError(f"{where}: train names a group twice: {', '.join(self.train)}")
         if not self.train or not self.data:
             raise RecipeError(f"{where}: train and data must each name at least one, got {self.train} and {self.data}")
         if wrong := sorted(set(self.copy) - set(self.train)):
@@ -143,6 +147,11 @@ class Stage:
             raise RecipeError(f"{where}: mask_time {self.mask_time} is a share of the frames, from 0 to below 1")
         if self.max_broken < 0:
             raise RecipeError(f"{where}: max_broken {self.max_broken} must be at least 0")
+        if not 0 <= self.beta2 < 1 or min(self.weight_decay, self.max_grad_norm) < 0:
+            raise RecipeError(
+                f"{where}: beta2 {self.beta2} must be from 0 to below 1, weight_decay {self.weight_decay} and "
+                f"max_grad_norm {self.max_grad_norm} at least 0"
+            )
         if not 0 <= self.warmup < 1:
             raise RecipeError(f"{where}: warmup {self.warmup} is a share of the steps, from 0 to below 1")
 
@@ -205,3 +214,5 @@ class Recipe:
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) != len(names):
             raise RecipeError(f"stages: at least one, each with its own name, got {names}")
+        if not 0 <= self.seed < 2**32:
+            raise RecipeError(f"seed {self.seed} must lie from 0 to 2**32 - 1")

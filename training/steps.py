@@ -1,15 +1,11 @@
 """The step of a stage: what its objective makes of a batch, a loss and figures for the log."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 from accelerate import PartialState
 
-from mixlora.training.data.collate import Collator, Example
-from mixlora.training.data.media import Media
+from mixlora.training.data.collate import Collator
 from mixlora.training.expert_adapters import balance_of
 from mixlora.training.foreign_teacher import is_ours
+from mixlora.training.loaded import LoadedStage
 from mixlora.training.stages import RecipeError, Stage
 from mixlora.training.step_base import Step
 from mixlora.training.step_mimic import MimicStep
@@ -21,30 +17,17 @@ from mixlora.training.teachers import build_teacher
 __all__ = ["MimicStep", "PreferenceStep", "Step", "SupervisedStep", "build_step", "check_on_policy"]
 
 
-def build_step(
-    stage: Stage,
-    model: Any,
-    processor: Any,
-    media: Media,
-    examples: Sequence[Example],
-    cache: Path,
-    sharded: bool = False,
-) -> tuple[Step, Collator]:
-    """The step of a stage's objective, and the collator that gives it its batches.
-
-    Args:
-        sharded: the model will be, so that a teacher that is the model as it is now must be a copy.
-    """
-    pad, end = processor.tokenizer.pad_token_id, processor.tokenizer.convert_tokens_to_ids("<|end|>")
-    collator, balance, accumulation = Collator(media, pad), balance_of(model, stage), stage.gradient_accumulation
+def build_step(loaded: LoadedStage) -> tuple[Step, Collator]:
+    """The step of a stage's objective, and the collator that gives it its batches."""
+    stage, tokenizer = loaded.stage, loaded.processor.tokenizer
+    pad, end = tokenizer.pad_token_id, tokenizer.convert_tokens_to_ids("<|end|>")
+    collator, balance = Collator(loaded.media, pad), balance_of(loaded.model, stage)
+    accumulation, kept = stage.gradient_accumulation, stage.teacher_cache
     if stage.objective == "sft":
         return SupervisedStep(stage.ctc_weight, pad, end, accumulation, balance), collator
     if stage.objective == "mimic" and stage.mimic.on_policy:
         check_on_policy(stage)
-    teacher = None
-    if stage.teacher:
-        teacher = build_teacher(stage, model, processor, media, examples, cache, collator, sharded)
-    kept = stage.teacher_cache
+    teacher = build_teacher(loaded, collator) if stage.teacher else None
     if stage.objective == "preference":
         return PreferenceStep(teacher, stage.preference, accumulation, balance, kept), collator
     assert teacher is not None  # the stage was checked

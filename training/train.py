@@ -13,16 +13,15 @@ from typing import Annotated, Any
 import torch
 import typer
 from accelerate import PartialState
+from torch import distributed
 
-from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
-from mixlora.modeling.processing_mixlora import MixLoraProcessor
 from mixlora.training.begun import check_settings, write_json
 from mixlora.training.checkpoints import RUNNING, full_state
 from mixlora.training.data.check import BrokenRows
 from mixlora.training.data.media import Media
-from mixlora.training.data.rows import RowError
 from mixlora.training.expert_adapters import split_adapters
-from mixlora.training.groups import checked_routing, copy_groups, fit_basis, refuse_layerdrop, select_parameters
+from mixlora.training.groups import checked_routing, prepare_parts, refuse_layerdrop, select_parameters
+from mixlora.training.loaded import LoadedStage, load_checkpoint
 from mixlora.training.plan import StagePlan, plan_stage
 from mixlora.training.progress import Board, Progress
 from mixlora.training.recipe import find_recipe, load_recipe
@@ -115,13 +114,11 @@ def _run(
     model, processor = _load(stage, start, recipe.seed)
     routing = dict(model.config.routing)
     model.config.routing = checked_routing(stage, model.config)
-    copy_groups(model, stage.copy)
-    if stage.ctc_weight:
-        fit_basis(model)
+    prepare_parts(model, stage)
     media, broken = Media(model, processor, stage.mask_time), BrokenRows(stage.max_broken)
     data = stage_data(stage, model, processor, media, cache, recipe.seed, broken)
     shard = shard and PartialState().num_processes > 1
-    step, collator = build_step(stage, model, processor, media, data.examples, cache, shard)
+    step, collator = build_step(LoadedStage(stage, model, processor, media, data.examples, cache, shard))
     if cache_only:
         return
     check_room(folder, sum(each.numel() for each in model.parameters() if each.requires_grad))
@@ -176,12 +173,18 @@ def _write_end(
 
 def _load(stage: Stage, start: str, seed: int, before: Sequence[Stage] = ()) -> tuple[Any, Any]:
     """The stage's model, with its parameters selected, and its processor; stages `before` have made their experts."""
-    model = MixLoraForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
-    model.to(PartialState().device)
+    model, processor = load_checkpoint(start, "model")
+    model.to(PartialState().device)  # type: ignore[arg-type]
     for each in (*before, stage):
         split_adapters(model, each, seed)
     select_parameters(model, stage.train)
-    return model, MixLoraProcessor.from_pretrained(start)
+    return model, processor
+
+
+def leave_ranks() -> None:
+    """Where there are several processes, ends what they exchange by: its threads, left running, may abort the exit."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def main(
@@ -198,7 +201,8 @@ def main(
             plan_recipe(recipe, overrides)
         else:
             train(recipe, output, overrides, cache_teacher, shard)
-    except (RecipeError, RowError, TrainingStopped, FileNotFoundError) as error:
+        leave_ranks()
+    except (ValueError, OSError, TrainingStopped) as error:
         raise SystemExit(f"mixlora train: {error}") from error
 
 

@@ -21,7 +21,7 @@ def train(
 ) -> None:
     """Run the stages of a recipe in order; the same command goes on after a kill."""
     from mixlora.training.stopping import TrainingStopped
-    from mixlora.training.train import plan_recipe
+    from mixlora.training.train import leave_ranks, plan_recipe
     from mixlora.training.train import train as run_recipe
 
     if plan:
@@ -29,6 +29,7 @@ def train(
         return
     try:
         run_recipe(recipe, output, overrides or [], cache_teacher, shard)
+        leave_ranks()
     except TrainingStopped as stopped:
         sys.exit(f"error: {stopped}")
 
@@ -61,7 +62,9 @@ def check_command(
 def prefer(
     output: Annotated[Path, typer.Argument(help="JSON lines to write, for objective: preference.")],
     model: Model = None,
-    data: Annotated[Path | None, typer.Option(help="Rows as for eval; by default the held-out splits.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Rows as for training or eval; by default the training rows.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="This task only.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first so many rows of each task only.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Answers drawn for a row.")] = 8,
@@ -75,13 +78,15 @@ def prefer(
     max_new_tokens: Tokens = 64,
 ) -> None:
     """Sample answers, and write pairs of a better and a worse one."""
-    from mixlora.evaluation import preferences, tasks
+    from mixlora.commands.questions import select_questions
+    from mixlora.evaluation import preferences
 
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
-    rows = [row for group in tasks.select(data, task, limit).values() for row in group]
+    rows = select_questions(data, task, limit)
     chosen_judge = preferences.load_judge(judge) if judge else preferences.truth
     session = load_session(model, max_new_tokens)
+    print(f"{samples} answers to each of {len(rows)} rows", file=sys.stderr)
     import torch
 
     torch.manual_seed(seed)

@@ -42,10 +42,23 @@ class MissingSplit(FileNotFoundError):
     """A held-out split that has not been prepared; the message says how to."""
 
 
-def held_out_folder() -> Path:
-    """Where the splits lie: in this checkout, or under the working directory of an installed package."""
+def prepared_folder() -> Path:
+    """Where prepared rows lie: in this checkout, or under the working directory of an installed package."""
     root = Path(__file__).resolve().parents[2]
-    return (root if (root / "scripts" / "fetch.py").is_file() else Path.cwd()) / "build" / "data" / "eval"
+    return (root if (root / "scripts" / "fetch.py").is_file() else Path.cwd()) / "build" / "data"
+
+
+def held_out_folder() -> Path:
+    """Where the held-out splits lie."""
+    return prepared_folder() / "eval"
+
+
+def how_to_prepare(script: str) -> str:
+    """What to run for the rows that a script of a checkout writes."""
+    scripts = ["fetch.py", script]
+    if script == "prepare_pairs.py":  # made from the rows of two others
+        scripts[1:1] = ["prepare_pictures.py", "prepare_speech.py"]
+    return f"In a checkout, run: {' && '.join(f'python scripts/{each}' for each in scripts)}"
 
 
 def held_out(task: str) -> list[EvalRow]:
@@ -58,11 +71,7 @@ def held_out(task: str) -> list[EvalRow]:
         raise ValueError(f"no task {task!r}; built in are {', '.join(HELD_OUT)}")
     path = held_out_folder() / f"{task}.jsonl"
     if not path.is_file():
-        scripts = ["fetch.py", HELD_OUT[task]]
-        if task == "pairs":  # made from the other two
-            scripts[1:1] = ["prepare_pictures.py", "prepare_speech.py"]
-        commands = " && ".join(f"python scripts/{script}" for script in scripts)
-        raise MissingSplit(f"the held-out split of {task} is missing: {path}. In a checkout, run: {commands}")
+        raise MissingSplit(f"the held-out split of {task} is missing: {path}. {how_to_prepare(HELD_OUT[task])}")
     return read_eval_rows(path)
 
 

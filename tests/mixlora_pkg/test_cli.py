@@ -12,6 +12,7 @@ import soundfile
 from PIL import Image
 
 from mixlora.cli import main
+from mixlora.commands import questions
 from mixlora.evaluation.metrics import exact
 from mixlora.rows import read_questions
 from tests.modeling.model_fixtures import tiny_model
@@ -167,6 +168,40 @@ def test_data_prefer_writes_pairs(checkpoint: str, media: Path, capsys: pytest.C
     pair = json.loads(first)
     assert pair["chosen"] == "3" and pair["rejected"] not in ("3", "")
     assert "temperature must be above 0" in error("data", "prefer", "x", "--data", rows, "--temperature", "0")
+
+
+def test_data_prefer_asks_training_rows(
+    checkpoint: str, media: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of them, or by default those that training was prepared from, and no held-out split."""
+
+    def chat(user: Any, *answers: str) -> dict[str, Any]:
+        turns = [{"role": "assistant", "content": answer} for answer in answers]
+        return {"messages": [{"role": "user", "content": user}, *turns]}
+
+    look = [{"type": "image", "path": "red.png"}, {"type": "text", "text": "?"}]
+    rows = [chat(look, "3"), chat(look[::-1], "3"), chat("say", "a", "b"), {"text": "plain"}, chat("so?", "Yes.")]
+    options = ["--model", checkpoint, "--samples", "2", "--max-new-tokens", "3"]
+    run("data", "prefer", str(media / "pairs.jsonl"), "--data", write(media, *rows), *options)
+    printed = capsys.readouterr()
+    assert "3 rows that are not media, then text, then one answer are passed over" in printed.err
+    assert "2 answers to each of 2 rows" in printed.err
+    pairs = [json.loads(line) for line in (media / "pairs.jsonl").read_text().splitlines()]
+    assert [pair["chosen"] for pair in pairs] == ["3", "Yes."]
+    assert pairs[0]["prompt"][0]["content"] == look
+
+    monkeypatch.setattr(questions, "prepared_folder", lambda: media / "data")
+    message = error("data", "prefer", str(media / "more.jsonl"), *options)
+    assert "the training rows of digits are missing" in message and "python scripts/prepare_pictures.py" in message
+    (media / "data/eval").mkdir(parents=True)
+    write(media / "data/eval", {"task": "digits", "prompt": "held out", "answers": ["1"], "metric": "exact"})
+    for name in questions.PREPARED:
+        (media / f"data/{name}.jsonl").write_text(json.dumps(chat(name, name)) + "\n")
+    run("data", "prefer", str(media / "more.jsonl"), "--task", "game", *options)
+    assert json.loads((media / "more.jsonl").read_text())["prompt"] == [
+        {"role": "user", "content": [{"type": "text", "text": "game"}]}
+    ]
+    assert "no row of task 'games'" in error("data", "prefer", str(media / "x.jsonl"), "--task", "games", *options)
 
 
 def test_samples_are_whole() -> None:

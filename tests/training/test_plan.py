@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,6 +51,33 @@ def test_after_each_stage_what_the_plan_promised_has_changed(
         assert str(plan) in said
         before = after
     assert plans[2].learnt < plans[2].tokens and plans[2].largest <= 200
+
+
+def test_what_a_stage_sets_before_it_trains_is_promised_too(tmp_path: Path) -> None:
+    """The basis in which CTC reads a projector, and that of its copy; of a projector that is frozen it stays."""
+    rows = write_rows(tmp_path)
+    clips = rows.with_name("clips.jsonl")
+    clips.write_text("\n".join(line for line in rows.read_text().splitlines() if "wav" in line and "png" not in line))
+    start = make_start(tmp_path / "start", speech_context={"layers": 1, "kernel_size": 3, "intermediate_size": 12})
+    ours, theirs = "speech_projector.speech", "speech_projector.vision_speech"
+    stages: dict[str, dict[str, Any]] = {
+        "context": {"train": ["speech_context"], "ctc_weight": 1},
+        "heard": {"train": ["speech_context", ours], "ctc_weight": 1},
+        "copied": {"train": [theirs], "copy": {theirs: ours}, "data": [{"path": str(rows)}]},
+    }
+    common = {"data": [{"path": str(clips)}], "learning_rate": 1e-2, "logging_steps": 1}
+    common |= {"max_steps": 2, "rows_per_batch": 8}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"model": start, "stages": [{"name": n} | common | s for n, s in stages.items()]}))
+    plans = plan_recipe(recipe)
+    basis = {name: f"model.{name}.basis" for name in (ours, theirs)}
+    assert [plan.buffers for plan in plans] == [(), (basis[ours],), (basis[theirs],)]
+    assert f"sets {basis[ours]}" in str(plans[1])
+    train(recipe, tmp_path / "out")
+    files = [Path(start), *(tmp_path / f"out/{number:02d}-{name}" for number, name in enumerate(stages, start=1))]
+    weights = [load_file(folder / "model.safetensors") for folder in files]
+    for plan, before, after in zip(plans, weights, weights[1:], strict=False):
+        assert {name for name in after if not torch.equal(after[name], before[name])} == plan.tensors, plan.name
 
 
 def test_a_batch_of_text_counts_each_token_once(recipe: Path) -> None:

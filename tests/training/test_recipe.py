@@ -112,11 +112,37 @@ def test_overrides(recipe: Path) -> None:
         ("more.streaming=true", "streaming needs max_steps"),
         ("text.max_broken=-1", "max_broken -1 must be at least 0"),
         ("text.bf16=3", "expected bool, got 3"),
+        ("text.epochs=-1", "exactly one of epochs and max_steps"),
+        ("text.tokens_per_batch=-1", "exactly one of tokens_per_batch and rows_per_batch"),
+        ("text.max_steps=-1", "exactly one of epochs and max_steps, above 0"),
+        ("text.beta2=2", "beta2 2.0 must be from 0 to below 1"),
+        ("text.weight_decay=-1", "weight_decay -1.0"),
+        ("text.max_grad_norm=-1", "max_grad_norm -1.0 at least 0"),
+        ("text.train=[decoder, decoder]", "train names a group twice"),
+        ("seed=-1", "seed -1 must lie from 0"),
+        ("text.epochs=[", "the value is not YAML: while parsing"),
+        ("text.augment={views: 2, views: 3, rotation: 1}", "views twice"),
     ],
 )
 def test_faults_are_named(recipe: Path, override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message.replace("(", r"\(")):
         load_recipe(recipe, [override])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"model: [", "is not YAML: while parsing"),
+        (b"\xff\xfe\x00", "is not YAML"),
+        (b"model: a\nmodel: b\nstages: []", "is not YAML: model twice"),
+        (b"- a", "expected a mapping with a list of stages"),
+    ],
+)
+def test_what_is_no_recipe_is_named_in_a_line(recipe: Path, content: bytes, message: str) -> None:
+    recipe.write_bytes(content)
+    with pytest.raises(RecipeError, match=message) as fault:
+        load_recipe(recipe)
+    assert str(fault.value).startswith(str(recipe)) and "\n" not in str(fault.value)
 
 
 def test_unknown_recipe_names_the_packaged_ones() -> None:

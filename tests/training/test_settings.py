@@ -16,6 +16,7 @@ NOW = BEGUN | {"mimic": asdict(Mimic(temperature=2.0)), "experts": asdict(Expert
 
 def begin(folder: Path) -> None:
     (folder / "stage.json").write_text(json.dumps(BEGUN))
+    (folder / "checkpoints/checkpoint-2").mkdir(parents=True)
 
 
 def test_new_fields_at_their_defaults_change_nothing(tmp_path: Path) -> None:
@@ -28,3 +29,20 @@ def test_other_values_are_refused(tmp_path: Path, change: dict[str, Any]) -> Non
     begin(tmp_path)
     with pytest.raises(RecipeError, match=f"begun with other settings .*{next(iter(change))}"):
         check_settings(tmp_path, NOW | change)
+
+
+def test_before_the_first_checkpoint_they_may_change(tmp_path: Path) -> None:
+    """Such as after a typing error that ended the run."""
+    check_settings(tmp_path, BEGUN)
+    check_settings(tmp_path, NOW | {"learning_rate": 1})
+    assert json.loads((tmp_path / "stage.json").read_text())["learning_rate"] == 1
+    (tmp_path / "done.json").write_text("{}")
+    with pytest.raises(RecipeError, match="learning_rate: 1 -> 0.1"):
+        check_settings(tmp_path, NOW)
+
+
+def test_a_note_that_can_not_be_read_is_named(tmp_path: Path) -> None:
+    begin(tmp_path)
+    (tmp_path / "stage.json").write_text("{")
+    with pytest.raises(RecipeError, match="stage.json: not JSON .* remove"):
+        check_settings(tmp_path, NOW)

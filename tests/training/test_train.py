@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
+from mixlora.modeling.processing_mixlora import MixLoraProcessor
 from mixlora.training import train as entry
 from mixlora.training.data.collate import Collator, Tokenizer
 from mixlora.training.data.media import Media
 from mixlora.training.data.rows import read_rows
+from mixlora.training.groups import copy_groups
 from mixlora.training.stages import RecipeError
 from mixlora.training.trainer import StageTrainer, last_checkpoint
 from tests.training.training_fixtures import make_start, write_recipe, write_rows
@@ -82,13 +84,26 @@ def test_unknown_group_is_named(tmp_path: Path, start: str, rows: Path) -> None:
         entry.train(write_recipe(tmp_path, start, rows, ["adapter.visoin"]), tmp_path / "out")
 
 
+def test_a_checkpoint_that_is_not_there_is_named_in_a_line(tmp_path: Path, start: str, rows: Path) -> None:
+    recipe = write_recipe(tmp_path, start, rows, ADAPTERS)
+    (tmp_path / "empty").mkdir()
+    taught = ["only.objective=mimic", "only.teacher=gone"]
+    for overrides, message in {
+        ("model=gone",): "^model gone: no checkpoint with its processor: no such folder, nor a hub id that loads$",
+        (f"model={tmp_path}/empty",): f"^model {tmp_path}/empty: no checkpoint with its processor: Error no file",
+        tuple(taught): "^teacher gone: no checkpoint with its processor: no such folder",
+    }.items():
+        with pytest.raises(RecipeError, match=message):
+            entry.train(recipe, tmp_path / "out", [*overrides])
+
+
 def test_copy_starts_one_group_from_another(start: str) -> None:
     model = MixLoraForConditionalGeneration.from_pretrained(start)
-    entry.copy_groups(model, {"speech_projector.vision_speech": "speech_projector.speech"})
+    copy_groups(model, {"speech_projector.vision_speech": "speech_projector.speech"})
     projector = model.model.speech_projector
     assert torch.equal(projector["speech"].up.weight, projector["vision_speech"].up.weight)
     with pytest.raises(RecipeError, match="do not fit"):
-        entry.copy_groups(model, {"speech_projector.speech": "vision_projector"})
+        copy_groups(model, {"speech_projector.speech": "vision_projector"})
 
 
 def clips_alone(rows: Path) -> Path:
@@ -125,7 +140,7 @@ def test_ctc_reads_the_projector_behind_the_context_in_a_whitened_basis(tmp_path
     model = MixLoraForConditionalGeneration.from_pretrained(tmp_path / "out/01-only")
     projectors = model.model.speech_projector
     assert not torch.equal(projectors["speech"].basis, projectors["vision_speech"].basis)
-    entry.copy_groups(model, {"speech_projector.vision_speech": "speech_projector.speech"})
+    copy_groups(model, {"speech_projector.vision_speech": "speech_projector.speech"})
     assert torch.equal(projectors["speech"].basis, projectors["vision_speech"].basis)
 
 
@@ -188,7 +203,7 @@ def test_mixed_batch_gives_the_gradients_of_separate_batches(start: str, rows: P
     entry.select_parameters(model, ADAPTERS)
     model.activation_checkpointing_enable()
     model.train()
-    processor = entry.MixLoraProcessor.from_pretrained(start)
+    processor = MixLoraProcessor.from_pretrained(start)
     media = Media(model, processor)
     examples = Tokenizer(processor, media, 64)(read_rows(rows)[1:9])
     collate = Collator(media, processor.tokenizer.pad_token_id)

@@ -45,7 +45,7 @@ class BrokenRows:
         """Those that are rows."""
         for row in rows:
             if isinstance(row, RowError):
-                self.report(str(row).split(": ")[0], str(row))
+                self.report(row.source, str(row))
             else:
                 yield row
 

@@ -16,7 +16,13 @@ COLUMNS = {"image": ("images", "image"), "audio": ("audios", "audio")}
 
 
 class RowError(ValueError):
-    """A row that can't be used, named by file and line."""
+    """A row that can't be used, named by file and line.
+
+    Attributes:
+        source: the same by itself, where it is known.
+    """
+
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ def parsed(raw: Raw) -> Row | RowError:
     try:
         return _parse(raw)
     except RowError as error:
+        error.source = raw.source
         return error
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixlora.training.settings import RecipeError
+from mixlora.training.settings import RecipeError, nearest
 
 LINES, PARQUET = (".jsonl", ".json"), (".parquet",)
 CHUNK = 64
@@ -102,10 +102,11 @@ def _of_dataset(name: str, split: str, skip: int, streaming: bool) -> Iterator[R
         raise _missing(name) from error
     try:
         if _is_saved(Path(name)):
-            found = datasets.load_from_disk(name)
-            table = found[split] if isinstance(found, dict) else found
+            table = _split_of(datasets.load_from_disk(name), split, name)
         else:
             table = datasets.load_dataset(name, split=split, streaming=streaming)
+    except RecipeError:
+        raise
     except Exception as error:  # of many kinds: no such name, no such split, no network
         raise RecipeError(f"{name}: neither a file nor a data set that `datasets` loads ({error})") from error
     folder = Path(name) if Path(name).is_dir() else Path()
@@ -113,6 +114,15 @@ def _of_dataset(name: str, split: str, skip: int, streaming: bool) -> Iterator[R
     for chunk in table.skip(skip).with_format("arrow").iter(batch_size=CHUNK):
         for row in chunk.to_pylist():
             yield Raw(f"{name}[{split}]:{next(number)}", folder, row)
+
+
+def _split_of(found: Any, split: str, name: str) -> Any:
+    """The table of a split, where what was saved has several."""
+    if not isinstance(found, dict):
+        return found
+    if split not in found:
+        raise RecipeError(f"{name}: no split {split!r}{nearest(split, found)}")
+    return found[split]
 
 
 def _missing(what: Any) -> RecipeError:

@@ -74,7 +74,7 @@ def mixed(tmp_path: Path) -> tuple[Path, dict[int, str]]:
     rows: list[tuple[Any, str]] = [(good[i % 3], "") for i in range(GOOD)]
     rows += [(make(i), message) for make, message in BROKEN.values() for i in range(EACH)]
     random.Random(0).shuffle(rows)
-    path = tmp_path / "mixed.jsonl"
+    path = tmp_path / "mixed: all.jsonl"  # errors have colons of their own
     lines = [
         row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode()
         for row, _ in rows
