@@ -28,8 +28,10 @@ def dense(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = Non
 
 
 def is_plain(layer: nn.Module, x: torch.Tensor) -> bool:
-    """Whether a linear layer is PyTorch's own, as it is, with a weight of the dtype and on the device of `x`."""
-    if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+    """Whether a layer does what PyTorch's own linear one does, with a weight of the dtype and on the device of `x`."""
+    if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward or "forward" in vars(layer):
+        return False
+    if layer._forward_hooks or layer._forward_pre_hooks:
         return False
     weight = layer.weight
     plain = type(weight) in (nn.Parameter, torch.Tensor) and not hasattr(weight, "ds_id")

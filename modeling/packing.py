@@ -6,7 +6,7 @@ does not depend on the route.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ class Packing:
             planned += [(name, slice(starts[run.start], starts[run.stop])) for run in runs]
             if not runs:  # it acts on nothing, so that ranks run alike
                 planned.append((name, where))
-        return Route(rows=tuple(planned))
+        return replace(route, rows=tuple(planned))
 
     def attend(self, attention: Callable[..., tuple[torch.Tensor, Any]], *states: torch.Tensor) -> torch.Tensor:
         """Each row by itself, rows of one length together.

@@ -6,7 +6,7 @@ import torch
 from mixlora.modeling import packing
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.modeling.packing import Packing
-from mixlora.modeling.routed_lora import Route
+from mixlora.modeling.routed_lora import Route, RoutedLinear
 from tests.modeling.model_fixtures import batch_inputs, row_inputs, tiny_model
 
 KINDS = ("text", "two_clips", "image", "text", "speech", "both")
@@ -51,6 +51,24 @@ def test_the_route_of_tokens():
     assert packed.route(route).rows == (("a", slice(1, 3)), ("b", slice(0, 1)), ("b", slice(3, 6)))
     everywhere = Route(rows=(("a", None),))
     assert packed.route(everywhere) == everywhere
+
+
+@pytest.mark.parametrize(("training", "packed"), [(False, False), (False, True), (True, True)])
+def test_layers_take_the_quick_way(monkeypatch, eager_to_pack, training, packed):
+    """One product after the other in place: no adapter is computed by its modules."""
+    model, batch = tiny_model(exact_base=False).train(training), batch_of()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+    if not packed:
+        padded(monkeypatch)
+    slow, quick = [], []
+    fused, delta = RoutedLinear._fused, RoutedLinear.delta
+    monkeypatch.setattr(RoutedLinear, "_fused", lambda *args: quick.append(args[3]) or fused(*args))
+    monkeypatch.setattr(RoutedLinear, "delta", lambda *args: slow.append(1) or delta(*args))
+    with torch.set_grad_enabled(training):
+        model(**batch)
+    assert all(quick) and len(quick) == sum(isinstance(layer, RoutedLinear) for layer in model.modules())
+    assert not slow
 
 
 @torch.no_grad()
