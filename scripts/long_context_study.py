@@ -32,7 +32,7 @@ from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 METHODS = ("plain", "linear", "yarn", "longrope", "dual_chunk", "dual_chunk_temperature")
 FAR_METHODS = ("plain", "dual_chunk", "dual_chunk_temperature")
 THETA = 10000.0
-BACK, MARGIN = (1, 2), 5.0
+BACK, MARGIN = (1, 2), 8.0
 """How far the first heads look back, and how much all other scores are below."""
 EMBEDDING = 0.7
 TOKENS_AT_ONCE = 8192
@@ -46,7 +46,7 @@ class Study:
     width: int = 128
     layers: int = 2
     heads: int = 2
-    head_dim: int = 32
+    head_dim: int = 64
     train_length: int = 1024
 
 
@@ -129,6 +129,8 @@ class Reader(nn.Module):
             strength = (MARGIN / float(half - scores.max()) / attention.scaling) ** 0.5
             mine = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
             turned = torch.cat(((back * angles).cos(), -(back * angles).sin()))
+            attention.q_proj.base_layer.weight[mine] = 0.0  # what stands there says nothing, only how far it is
+            attention.k_proj.base_layer.weight[mine] = 0.0
             attention.q_proj.base_layer.bias[mine] = strength * turned
             attention.k_proj.base_layer.bias[mine] = strength * torch.cat((torch.ones(half), torch.zeros(half)))
 
@@ -150,11 +152,16 @@ class Training:
         self.options, self.folder, self.media = options, options.output / "decoder", media
         self.reader = Reader(study, media).train()
         self.reader.begin()
-        groups = [  # what a projector takes is much larger than what a layer takes
-            {"params": list(self.reader.model.parameters()), "times": 1.0},
-            {"params": list(self.reader.projectors.parameters()), "times": 0.1},
+        rate, betas = options.learning_rate, (0.9, 0.98)
+        layers, projectors = self.reader.model.model.language_model.layers, list(self.reader.projectors.parameters())
+        matrices = [weight for weight in layers.parameters() if weight.ndim == 2]
+        others = [weight for weight in self.reader.model.parameters() if all(weight is not each for each in matrices)]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(matrices, lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=rate, betas=betas),
+            torch.optim.AdamW(projectors, lr=rate / 10, betas=betas),  # what they take is much larger
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98))
+        self.rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
         self.step, self.length, self.final = 0, min(options.first_length, study.train_length), study.train_length
         self.right: list[float] = []
 
@@ -171,8 +178,8 @@ class Training:
     def learn(self) -> dict[str, Any]:
         """One step; gives its line of the log."""
         left = 1 - self.step / self.options.steps
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["times"] * self.options.learning_rate * min((self.step + 1) / 100, left)
+        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * min((self.step + 1) / 100, left)
         rows, names, vectors = self.batch()
         hidden = self.reader(torch.cat([each.ids for each in rows]), vectors)
         taught = torch.cat([hidden[row, each.asked - 1] for row, each in enumerate(rows)])
@@ -181,8 +188,9 @@ class Training:
         loss = nn.functional.cross_entropy(logits, answers)
         loss.backward()
         nn.utils.clip_grad_norm_(self.reader.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         found = (logits.argmax(-1) == answers).float().split([len(each.asked) for each in rows])
         by_task = {
             task: [float(f.mean()) for f, name in zip(found, names, strict=True) if name == task] for task in TASKS
@@ -205,10 +213,10 @@ class Training:
     def save(self) -> None:
         """Writes weights, the optimizer's state and the counters."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        names = [name for name, _ in self.reader.named_parameters()]
-        state = self.optimizer.state_dict()["state"]
-        tensors = {f"{names[i]}/{key}": value for i, values in state.items() for key, value in values.items()}
-        tensors |= {f"{name}/weight": value.detach() for name, value in self.reader.named_parameters()}
+        tensors = {f"{name}/weight": value.detach() for name, value in self.reader.named_parameters()}
+        for optimizer in self.optimizers:
+            for name, parameter in self.reader.named_parameters():
+                tensors |= {f"{name}/{key}": value for key, value in optimizer.state.get(parameter, {}).items()}
         partial = self.folder / "partial.safetensors"
         counters = {"step": self.step, "length": self.length, "right": self.right}
         save_file(tensors, partial, metadata={"counters": json.dumps(counters)})
@@ -223,13 +231,11 @@ class Training:
             counters = json.loads(opened.metadata()["counters"])
         self.step, self.length, self.right = counters["step"], counters["length"], counters["right"]
         tensors = load_file(file)
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        with torch.no_grad():
-            for i, (name, parameter) in enumerate(self.reader.named_parameters()):
-                parameter.copy_(tensors[f"{name}/weight"])
-                keys = ("step", "exp_avg", "exp_avg_sq")
-                state[i] = {key: tensors[f"{name}/{key}"] for key in keys if f"{name}/{key}" in tensors}
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        holder = {weight: each for each in self.optimizers for weight in each.param_groups[0]["params"]}
+        for name, parameter in self.reader.named_parameters():
+            parameter.data.copy_(tensors.pop(f"{name}/weight"))
+            keys = [key for key in tensors if key.startswith(f"{name}/")]
+            holder[parameter].state[parameter] = {key.removeprefix(f"{name}/"): tensors[key] for key in keys}
 
 
 def train(study: Study, options: argparse.Namespace, media: Parts) -> Reader | None:
@@ -290,7 +296,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--media", type=Path, help="vectors of digits; by default a file of the output, encoded once")
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--tokens", type=int, default=4096, help="of a step; at least a row of each task")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--first-length", type=int, default=64)
