@@ -30,36 +30,48 @@ def write_curves(output: Path, folders: Sequence[Path]) -> None:
     missing = [folder for folder in finished if not (folder / NAME).is_file()]
     if not (missing or (finished and not (output / NAME).is_file())) or not can_draw():
         return
-    logs = {folder: json.loads((folder / "log.json").read_text(encoding="utf-8")) for folder in finished}
     for folder in missing:
-        draw_curves({folder.name: logs[folder]}, folder / NAME)
-    draw_curves({folder.name: log for folder, log in logs.items()}, output / NAME)
+        draw_curves(folder.name, json.loads((folder / "log.json").read_text(encoding="utf-8")), folder / NAME)
+    _put_together([folder / NAME for folder in finished], output / NAME)
 
 
-def draw_curves(logs: Mapping[str, Points], path: Path) -> None:
-    """A PNG with a column for each stage, its loss above its learning rate; each has scales of its own.
+def draw_curves(title: str, points: Points, path: Path) -> None:
+    """A PNG of a stage, its loss above its learning rate.
 
     Args:
-        logs: title -> points, at least one.
         path: the picture, which is there whole or not at all.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH * len(logs), HEIGHT), layout="constrained")
-    columns = figure.subplots(len(PANELS), len(logs), sharex="col", squeeze=False).T
-    for (title, points), column in zip(logs.items(), columns, strict=True):
-        curve = [point for point in points if "loss" in point]
-        steps = [point["step"] for point in curve]
-        for (key, label), axes in zip(PANELS.items(), column, strict=True):
-            marker = "." if len(curve) < 50 else ""
-            axes.plot(steps, [point[key] for point in curve], color=COLOUR, marker=marker, linewidth=1.2)
-            axes.set_ylim(bottom=0)
-            axes.set_ylabel(label)
-            axes.grid(alpha=0.3)
-        column[0].set_title(title, parse_math=False)
-        column[-1].set_xlabel("step")
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    column = figure.subplots(len(PANELS), 1, sharex="col")
+    curve = [point for point in points if "loss" in point]
+    steps = [point["step"] for point in curve]
+    for (key, label), axes in zip(PANELS.items(), column, strict=True):
+        marker = "." if len(curve) < 50 else ""
+        axes.plot(steps, [point[key] for point in curve], color=COLOUR, marker=marker, linewidth=1.2)
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    column[0].set_title(title, parse_math=False)
+    column[-1].set_xlabel("step")
     partial = path.with_suffix(".partial")
     figure.savefig(partial, format="png", dpi=110)
+    os.replace(partial, path)
+
+
+def _put_together(pictures: Sequence[Path], path: Path) -> None:
+    """The pictures side by side: quicker than to draw all stages again whenever one more is finished."""
+    from PIL import Image
+
+    opened = [Image.open(picture).convert("RGB") for picture in pictures]
+    whole = Image.new("RGB", (sum(each.width for each in opened), max(each.height for each in opened)), "white")
+    left = 0
+    for each in opened:
+        whole.paste(each, (left, 0))
+        left += each.width
+    partial = path.with_suffix(".partial")
+    whole.save(partial, format="png")
     os.replace(partial, path)
 
 

@@ -93,14 +93,18 @@ def prepare_parts(model: MixLoraForConditionalGeneration, stage: Stage) -> None:
 
 
 def prepared_buffers(model: MixLoraForConditionalGeneration, stage: Stage) -> list[str]:
-    """Names of the tensors among what a stage sets before it trains that are no parameters."""
-    copied = [
-        name.replace(source, target, 1)
+    """Names of the tensors that a stage will change before it trains, and that are no parameters."""
+    names = {
+        name: name.replace(source, target, 1)
         for target, source in stage.copy.items()
         for name, _ in model.named_buffers()
         if name.startswith(f"model.{source}.")
-    ]
-    return copied + ([] if _fitted(model, stage) is None else [f"model.{CLIPS}.basis"])
+    }
+    changed = [ours for theirs, ours in names.items() if not torch.equal(*map(model.get_buffer, (theirs, ours)))]
+    projector = _fitted(model, stage)
+    if projector is not None and torch.equal(projector.basis, torch.eye(len(projector.basis)).to(projector.basis)):
+        changed.append(f"model.{CLIPS}.basis")
+    return changed
 
 
 def _fitted(model: MixLoraForConditionalGeneration, stage: Stage) -> WhiteningProjector | None:

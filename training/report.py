@@ -1,5 +1,6 @@
 """`report.html`: the curves and settings of a training on one page without a network. Needs the extra `report`."""
 
+import functools
 import io
 import json
 import os
@@ -46,7 +47,8 @@ def write_report(output: Path, folders: Sequence[Path]) -> None:
 
 def _stage(folder: Path) -> dict[str, Any]:
     """What the page shows of a stage."""
-    points = [point for point in json.loads((folder / "log.json").read_text("utf-8")) if "loss" in point]
+    log = (folder / "log.json").read_text("utf-8")
+    points = _points(log)
     settings = json.loads((folder / "stage.json").read_text("utf-8")) if (folder / "stage.json").is_file() else {}
     done = json.loads((folder / "done.json").read_text("utf-8")) if (folder / "done.json").is_file() else {}
     return {
@@ -57,8 +59,18 @@ def _stage(folder: Path) -> dict[str, Any]:
         "first": points[0]["loss"] if points else None,
         "last": points[-1]["loss"] if points else None,
         "tokens": points[-1].get("tokens") if points else None,
-        "plot": draw(panels(points)) if points else "",
+        "plot": _plot(log) if points else "",
     }
+
+
+def _points(log: str) -> list[Point]:
+    return [point for point in json.loads(log) if "loss" in point]
+
+
+@functools.lru_cache(maxsize=64)
+def _plot(log: str) -> str:
+    """The picture of a log, drawn once, though the page is written again after each stage."""
+    return draw(panels(_points(log)))
 
 
 def panels(points: Sequence[Point]) -> dict[str, dict[str, list[tuple[int, float]]]]:

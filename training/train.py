@@ -68,8 +68,8 @@ def train(
 def plan_recipe(recipe: Path, overrides: list[str] | None = None) -> list[StagePlan]:
     """What each stage of a recipe would do; it is printed too. Nothing is trained, nothing written.
 
-    Every stage is planned on the checkpoint that the first one starts from: stages change no shapes, except that they
-    make experts of adapters.
+    Every stage is planned on the checkpoint that the first one starts from, with the copies and the experts of those
+    before it, but nothing trained.
 
     Raises:
         RecipeError: a recipe that can't be run; RowError: a row that can't be used.
@@ -78,7 +78,11 @@ def plan_recipe(recipe: Path, overrides: list[str] | None = None) -> list[StageP
     plans = []
     for number, stage in enumerate(whole.stages):
         print(f"==> stage {stage.name}")
-        model, processor = _load(stage, whole.model, whole.seed, before=whole.stages[:number])
+        before = whole.stages[:number]
+        model, processor = _load(stage, whole.model, whole.seed, before)
+        with contextlib.redirect_stdout(io.StringIO()):
+            for each in before:
+                prepare_parts(model, each)
         checked_routing(stage, model.config)
         media, broken = Media(model, processor), BrokenRows(stage.max_broken)
         data = stage_data(stage, model, processor, media, None, whole.seed, broken)

@@ -96,9 +96,9 @@ def _as_question(row: training.Row, name: str) -> EvalRow | None:
     text = answer[0]["text"].strip()
     if not plain(text):
         return None
-    files = [[_file(each, row.source) for each in group] for group in (row.images, row.audio)]
+    images, audio = (tuple(_file(each, row.source) for each in group) for group in (row.images, row.audio))
     asked = question[-1]["text"] if kinds[-1:] == ["text"] else None
-    return EvalRow(row.task or name, _metric(text), (text,), Row(asked, *map(tuple, files), where=row.source))
+    return EvalRow(row.task or name, _metric(text), (text,), Row(asked, images, audio, row.source))
 
 
 def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:

@@ -47,7 +47,7 @@ def test_one_beside_each_log_and_one_of_all(tmp_path: Path) -> None:
 
 def test_a_stage_shorter_than_its_first_point_is_drawn_empty(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    curves.draw_curves({"short": [{"step": 2, "train_loss": 1.0}]}, tmp_path / "curves.png")
+    curves.draw_curves("short", [{"step": 2, "train_loss": 1.0}], tmp_path / "curves.png")
     size(tmp_path / "curves.png")
 
 

@@ -64,6 +64,8 @@ def test_what_a_stage_sets_before_it_trains_is_promised_too(tmp_path: Path) -> N
         "context": {"train": ["speech_context"], "ctc_weight": 1},
         "heard": {"train": ["speech_context", ours], "ctc_weight": 1},
         "copied": {"train": [theirs], "copy": {theirs: ours}, "data": [{"path": str(rows)}]},
+        "heard_again": {"train": ["speech_context", ours], "ctc_weight": 1},
+        "copied_again": {"train": [theirs], "copy": {theirs: ours}, "data": [{"path": str(rows)}]},
     }
     common = {"data": [{"path": str(clips)}], "learning_rate": 1e-2, "logging_steps": 1}
     common |= {"max_steps": 2, "rows_per_batch": 8}
@@ -71,7 +73,7 @@ def test_what_a_stage_sets_before_it_trains_is_promised_too(tmp_path: Path) -> N
     recipe.write_text(json.dumps({"model": start, "stages": [{"name": n} | common | s for n, s in stages.items()]}))
     plans = plan_recipe(recipe)
     basis = {name: f"model.{name}.basis" for name in (ours, theirs)}
-    assert [plan.buffers for plan in plans] == [(), (basis[ours],), (basis[theirs],)]
+    assert [plan.buffers for plan in plans] == [(), (basis[ours],), (basis[theirs],), (), ()]
     assert f"sets {basis[ours]}" in str(plans[1])
     train(recipe, tmp_path / "out")
     files = [Path(start), *(tmp_path / f"out/{number:02d}-{name}" for number, name in enumerate(stages, start=1))]
