@@ -47,9 +47,9 @@ class Row:
         return self._load(load_picture, path)
 
     def _clip(self, path: Path) -> Any:
-        from mixlora.modeling.audio_processing_mixlora import load_clip
+        from mixlora.modeling.audio_processing_mixlora import RATE, load_clip
 
-        return self._load(load_clip, path)
+        return self._load(load_clip, path), RATE
 
     def _load(self, load: Callable[..., Any], path: Path) -> Any:
         where = f"{self.where}: {path}"

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mixlora.modeling.audio_processing_mixlora import RATE
 from mixlora.serving.fetching import fetch
 from mixlora.serving.media import MediaError, MediaLimits, decode_base64, read_clip, read_picture
 from mixlora.serving.openai_form import AudioPart, ChatForm, ImagePart, TextPart
@@ -60,7 +61,7 @@ class ConversationReader:
             return {"type": "text", "text": part.text}
         if isinstance(part, AudioPart):
             data = decode_base64(part.input_audio.data, where, self.limits)
-            return {"type": "audio", "audio": read_clip(data, where, self.limits)}
+            return {"type": "audio", "audio": read_clip(data, where, self.limits), "sampling_rate": RATE}
         url = part.image_url.url
         if url not in fetched:
             head, _, encoded = url.partition(",")

@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from mixlora.modeling.audio_processing_mixlora import MOST_CHANNELS, load_clip
+from mixlora.modeling.audio_processing_mixlora import MOST_CHANNELS, RATE, load_clip
 from mixlora.modeling.image_processing_mixlora import load_picture
 
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -104,7 +104,7 @@ def read_clip(data: bytes, where: str, limits: MediaLimits) -> np.ndarray:
 
 
 def read_medium(data: bytes, where: str, limits: MediaLimits) -> tuple[str, Any]:
-    """`("image", picture)` or `("audio", samples)` from the bytes of a file, whatever it is called.
+    """`("image", picture)` or `("audio", (samples, rate))` from the bytes of a file, whatever it is called.
 
     Raises:
         MediaError: neither, or not taken.
@@ -112,7 +112,7 @@ def read_medium(data: bytes, where: str, limits: MediaLimits) -> tuple[str, Any]
     is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
     if is_webp or data.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM")):
         return "image", read_picture(data, where, limits)
-    return "audio", read_clip(data, where, limits)
+    return "audio", (read_clip(data, where, limits), RATE)
 
 
 def _check_size(data: bytes, where: str, limits: MediaLimits) -> None:

@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from mixlora.modeling.audio_processing_mixlora import RATE
 from mixlora.serving.conversation import ConversationReader
 from mixlora.serving.engine import Engine, EngineClosedError, QueueFullError
 from mixlora.serving.exposition import exposition
@@ -147,8 +148,8 @@ class _Routes:
         def conversation() -> list[dict[str, Any]]:
             clip = read_clip(data, "file", self.settings.media)
             text = prompt or self.settings.transcription_prompt
-            parts = [{"type": "audio", "audio": clip}, {"type": "text", "text": text}]
-            return [{"role": "user", "content": parts}]
+            heard = {"type": "audio", "audio": clip, "sampling_rate": RATE}
+            return [{"role": "user", "content": [heard, {"type": "text", "text": text}]}]
 
         sampling = Sampling(self.settings.usual_tokens, temperature=temperature)
         request = self._submit(await self._prepared(conversation), sampling, http)
