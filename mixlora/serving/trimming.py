@@ -2,6 +2,7 @@
 
 import ctypes
 import time
+from collections.abc import Callable
 
 SECONDS = 5.0
 """Between two times."""
@@ -15,6 +16,7 @@ class Trimmer:
     """
 
     def __init__(self) -> None:
+        self._trim: Callable[[int], int] | None
         try:
             self._trim = ctypes.CDLL(None).malloc_trim
         except (AttributeError, OSError, TypeError):
