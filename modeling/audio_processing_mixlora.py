@@ -12,6 +12,9 @@ import soundfile
 import torch
 import torchaudio
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 RATE = 16000
 SHORTEST = 400  # samples, 25 ms: one analysis window
@@ -25,12 +28,11 @@ def load_clip(source: Any, sampling_rate: int | None = None, where: str = "clip"
     Args:
         source: samples `[n]`, `[n, 2]` or `[2, n]` (int16 or float in -1..1), `(samples, rate)`, the same as
             `{"array", "sampling_rate"}`, a path, or encoded bytes (wav, flac, ogg, mp3).
-        sampling_rate: rate of plain samples in Hz.
+        sampling_rate: rate of plain samples in Hz; where nobody says it, 16 kHz, with a warning.
         where: how errors call it.
 
     Raises:
-        ValueError: something else, samples without their rate, an undecodable, empty or too short clip, NaN or
-            infinity.
+        ValueError: something else, an undecodable, empty or too short clip, NaN or infinity.
     """
     if isinstance(source, dict) and {"array", "sampling_rate"} <= source.keys():
         source = source["array"], source["sampling_rate"]
@@ -44,9 +46,12 @@ def load_clip(source: Any, sampling_rate: int | None = None, where: str = "clip"
         except Exception as error:  # decoders raise errors of any kind
             raise ValueError(f"{where}: can't be read as audio ({error})") from error
     samples = _mono(_as_array(source, where), where)
-    if sampling_rate is None:  # a guess that is wrong makes the clip slow or fast, and no one would be told
-        raise ValueError(f"{where}: samples without their rate; pass (samples, rate), sampling_rate, a path or bytes")
-    rate = int(sampling_rate)
+    if sampling_rate is None:
+        logger.warning_once(
+            f"Samples without their rate are taken to be at {RATE} Hz; at another rate they would be heard too slow or "
+            "too fast. Say it: (samples, rate) or sampling_rate."
+        )
+    rate = RATE if sampling_rate is None else int(sampling_rate)
     if rate < 1000:
         raise ValueError(f"{where}: a sampling rate of {rate} Hz is not one of speech")
     if rate != RATE:

@@ -1,9 +1,12 @@
 """Clips that are easily misread: scales, rates, channels; and the mask of what is real."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
 
+from mixlora.modeling import audio_processing_mixlora
 from mixlora.modeling.audio_processing_mixlora import MixLoraAudioProcessor, load_clip
 
 TONE = (np.sin(np.arange(4000) / 7) * 0.3).astype(np.float32)
@@ -82,10 +85,14 @@ def test_save_and_reload(tmp_path):
     assert again.window_frames == 40 and again(TONE, 16000)["input_features"].shape == (1, 40, 8)
 
 
-def test_samples_without_their_rate_are_refused_not_taken_for_16_khz():
-    """A recording at 44.1 kHz, read at 16 kHz, would be heard 2.8 times too slow."""
+def test_samples_without_their_rate_are_at_16_khz_and_a_warning_says_so(caplog, monkeypatch):
+    """Nobody can tell from samples alone; a recording at 44.1 kHz would be heard 2.8 times too slow."""
+    audio_processing_mixlora.logger.warning_once.cache_clear()
+    monkeypatch.setattr(audio_processing_mixlora.logger, "propagate", True)
+    for parent in ("mixlora", "transformers"):
+        monkeypatch.setattr(logging.getLogger(parent), "propagate", True)
     for source in (TONE, TONE.tolist(), torch.from_numpy(TONE), (TONE * 32768).astype(np.int16)):
-        with pytest.raises(ValueError, match="clip 0: samples without their rate; pass"):
-            MixLoraAudioProcessor(window_frames=40)([source])
+        assert len(load_clip(source)) == len(TONE)
+    assert caplog.text.count("Samples without their rate") == 1
     for source in ((TONE, 44100), {"array": TONE, "sampling_rate": 44100}):
         assert len(load_clip(source)) == len(load_clip(TONE, 44100)) == 1452

@@ -57,14 +57,6 @@ def test_a_clip_is_resampled_once(part):
     assert low_level["input_features_mask"].sum() == 100
 
 
-@pytest.mark.parametrize("part", [{}, {"sampling_rate": None}], ids=["no rate", "none"])
-def test_a_clip_without_its_rate_is_refused_by_row(part):
-    with pytest.raises(ValueError, match="row 1, clip 0: samples without their rate"):
-        encode([user(TEXT), user({"type": "audio", "audio": SECOND_AT_8K} | part)])
-    with pytest.raises(ValueError, match="row 1, clip 0: samples without their rate"):
-        tiny_processor()(text=["a", "<|audio|>"], audio=[[], [SECOND_AT_8K]])
-
-
 def test_white_space_and_order_of_parts_are_kept():
     parts = [{"type": "text", "text": " a\n"}, {"type": "image"}, {"type": "text", "text": "\n b "}, {"type": "audio"}]
     text = tiny_processor().apply_chat_template(user(*parts))
