@@ -48,7 +48,7 @@ def load_clip(source: Any, sampling_rate: int | None = None, where: str = "clip"
     samples = _mono(_as_array(source, where), where)
     if sampling_rate is None:
         logger.warning_once(
-            f"Samples without their rate are taken to be at {RATE} Hz; at another rate they would be heard too slow or "
+            f"Samples without their rate are taken to be at {RATE} Hz; others would be heard too slow or "
             "too fast. Say it: (samples, rate) or sampling_rate."
         )
     rate = RATE if sampling_rate is None else int(sampling_rate)

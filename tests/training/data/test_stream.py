@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
+from mixlora.modeling.processing_mixlora import MixLoraProcessor
 from mixlora.training.data.check import BrokenRows
 from mixlora.training.data.collate import Example, Tokenizer
 from mixlora.training.data.media import Media
 from mixlora.training.data.rows import RowError
 from mixlora.training.data.settings import Source
 from mixlora.training.data.stream import Stream
-from mixlora.training.train import MixLoraForConditionalGeneration, MixLoraProcessor
 
 
 @pytest.fixture
