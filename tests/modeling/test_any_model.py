@@ -120,7 +120,7 @@ def test_weights_may_lie_on_disk(way: str, saved: str, tmp_path: Path) -> None:
         assert model.hf_device_map["model.language_model.layers.1"] == "disk"
     assert any(parameter.is_meta for parameter in model.parameters())
     # a layer with hooks is called as it is, so adapters' products round otherwise
-    torch.testing.assert_close(model(**batch()).logits, wanted(**batch()).logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(**batch()).logits, wanted(**batch()).logits, rtol=1e-4, atol=2e-4)
     assert torch.equal(model.generate(**batch(), **GREEDY), wanted.generate(**batch(), **GREEDY))
 
 
