@@ -29,12 +29,14 @@ JS = """() => {
     document.querySelector('#message textarea')?.setAttribute('aria-label', 'Message')
     document.querySelectorAll('img:not([alt]), img[alt=""]').forEach(one => one.alt = 'Picture')
     document.querySelectorAll('audio:not([aria-label])').forEach(one => one.setAttribute('aria-label', 'Clip'))
-    document.querySelectorAll('button:not([aria-label])').forEach(one => {
+    document.querySelectorAll('button:not([aria-label]), button[data-named]').forEach(one => {
       const shows = one.querySelector('img') ? 'Show the picture' : one.querySelector('audio') ? 'Use it' : 'Details'
-      if (!one.innerText.trim() && !one.title) one.setAttribute('aria-label', shows)
+      const bare = !one.textContent.trim() && !one.title
+      if (bare && one.ariaLabel !== shows) { one.setAttribute('aria-label', shows); one.dataset.named = '' }
+      if (!bare && 'named' in one.dataset) { one.removeAttribute('aria-label'); delete one.dataset.named } // came late
     })
   }
-  new MutationObserver(name).observe(document.body, {childList: true, subtree: true})
+  new MutationObserver(name).observe(document.body, {childList: true, characterData: true, subtree: true})
   name()
 }"""
 FACTS, PLACES, SECONDS = ["what", "value"], ["tokens", "what"], ["stage", "seconds"]
