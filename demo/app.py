@@ -32,8 +32,8 @@ JS = """() => {
     document.querySelectorAll('button:not([aria-label]), button[data-named]').forEach(one => {
       const shows = one.querySelector('img') ? 'Show the picture' : one.querySelector('audio') ? 'Use it' : 'Details'
       const bare = !one.textContent.trim() && !one.title
-      if (bare && one.ariaLabel !== shows) { one.setAttribute('aria-label', shows); one.dataset.named = '' }
-      if (!bare && 'named' in one.dataset) { one.removeAttribute('aria-label'); delete one.dataset.named } // came late
+      if (bare && !one.ariaLabel) { one.ariaLabel = shows; one.dataset.named = shows }
+      if (!bare && one.ariaLabel === one.dataset.named) one.removeAttribute('aria-label') // its text came late
     })
   }
   new MutationObserver(name).observe(document.body, {childList: true, characterData: true, subtree: true})

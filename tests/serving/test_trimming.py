@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from mixlora.serving import trimming
+from mixlora.serving.engine import Engine
+from mixlora.serving.sampling import Sampling
+from tests.serving.serving_fixtures import model_and_processor, turn
 
 
 def resident() -> int:
@@ -52,3 +55,12 @@ def test_not_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_elsewhere_it_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trimming.ctypes, "CDLL", lambda name: object())
     trimming.Trimmer()()
+
+
+def test_the_engine_does_so_while_it_answers() -> None:
+    with Engine(*model_and_processor()) as engine:
+        calls: list[int] = []
+        engine._trim._trim = calls.append
+        engine._trim._next = 0.0
+        engine.submit([turn("a")], Sampling(3)).wait(60)
+        assert calls == [0]

@@ -62,8 +62,9 @@ class _FusedLoss(torch.autograd.Function):
             part = slice(start, start + len(memory))
             value, by_logits = chunk_loss(log_softmax(hidden[part], head, temperature, memory), part)
             total += value
-            if wants_hidden or wants_head:
-                by_logits = by_logits.div_(temperature).to(head.dtype)
+            if temperature != 1:
+                by_logits.div_(temperature)
+            by_logits = by_logits.to(head.dtype)
             if hidden_grad is not None:
                 hidden_grad[part] = by_logits @ head
             if head_grad is not None:
