@@ -62,7 +62,9 @@ class Stage:
     ctc_weight: float = 0.0
     """Share of the loss that is CTC on the projected clip (Watanabe et al. 2017, II-C); 1 does not run the decoder."""
     mask_time: float = 0.0
-    """Share of each clip's cached frames that is set to zero in short spans, drawn anew each time (SpecAugment)."""
+    """Share of each clip's frames that is set to zero in short spans, drawn anew each time (SpecAugment)."""
+    mask_bands: float = 0.0
+    """The same of its mel bands, where the speech tower trains; what a frozen tower gives has none."""
     gradient_accumulation: int = 1
     """Batches of one optimizer step; the loss is normalised by the tokens of all of them."""
     max_length: int = 512
@@ -145,6 +147,10 @@ class Stage:
             raise RecipeError(f"{where}: ctc_weight {self.ctc_weight} is a share of the loss, from 0 to 1")
         if not 0 <= self.mask_time < 1:
             raise RecipeError(f"{where}: mask_time {self.mask_time} is a share of the frames, from 0 to below 1")
+        if not 0 <= self.mask_bands < 1:
+            raise RecipeError(f"{where}: mask_bands {self.mask_bands} is a share of the bands, from 0 to below 1")
+        if self.mask_bands and "speech_tower" not in self.train:
+            raise RecipeError(f"{where}: mask_bands is for a speech_tower that trains, and this stage trains none")
         if self.max_broken < 0:
             raise RecipeError(f"{where}: max_broken {self.max_broken} must be at least 0")
         if not 0 <= self.beta2 < 1 or min(self.weight_decay, self.max_grad_norm) < 0:

@@ -23,7 +23,7 @@ def build_teacher(loaded: LoadedStage, collator: Collator) -> Teacher:
     if not stage.teacher_cache:
         return teacher
     whole = copy.copy(loaded.media)  # what is on disk is of whole clips
-    whole.mask_time = 0.0
+    whole.mask_time = whole.mask_bands = 0.0
     plain = Collator(whole, collator.pad, collator.teacher_media)
     plain.foreign = collator.foreign
     settings = None if plain.foreign is None else plain.foreign.settings

@@ -119,7 +119,7 @@ def _run(
     routing = dict(model.config.routing)
     model.config.routing = checked_routing(stage, model.config)
     prepare_parts(model, stage)
-    media, broken = Media(model, processor, stage.mask_time), BrokenRows(stage.max_broken)
+    media, broken = Media(model, processor, stage.mask_time, stage.mask_bands), BrokenRows(stage.max_broken)
     data = stage_data(stage, model, processor, media, cache, recipe.seed, broken)
     shard = shard and PartialState().num_processes > 1
     step, collator = build_step(LoadedStage(stage, model, processor, media, data.examples, cache, shard))

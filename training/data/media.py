@@ -6,29 +6,34 @@ from typing import Any
 
 import torch
 
-from mixlora.modeling.audio_processing_mixlora import RATE
+from mixlora.modeling.audio_processing_mixlora import RATE, MixLoraAudioProcessor
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from mixlora.training.data.augment import Augmenter
 from mixlora.training.data.feature_cache import Encode, FeatureCache, fingerprint
-from mixlora.training.data.items import Item
+from mixlora.training.data.items import Item, View
 
 LONGEST_SPAN = 12
-"""Tower frames (of 20 ms with Whisper) in a masked span."""
+"""Tower frames (of 20 ms with Whisper), or bands, in a masked span."""
+MEL_FRAMES = 2
+"""Mel frames of the length of a tower frame, with Whisper."""
 
 
-def mask_spans(features: torch.Tensor, share: float, generator: torch.Generator | None = None) -> torch.Tensor:
-    """A copy with spans of frames set to zero, about `share` of all (SpecAugment's time masks, arXiv 1904.08779).
+def mask_spans(
+    features: torch.Tensor, share: float, generator: torch.Generator | None = None, longest: int = LONGEST_SPAN
+) -> torch.Tensor:
+    """A copy with spans of frames set to zero, about `share` of all (SpecAugment's masks, arXiv 1904.08779).
 
     Args:
-        features: `[frames, width]` of a clip.
+        features: `[frames, width]` of a clip; turned, `[bands, frames]`, for masks of bands.
         share: expected share of masked frames.
         generator: of the draws; torch's own by default.
+        longest: frames of the longest span.
     """
     masked = features.clone()
-    spans = share * len(features) / ((1 + LONGEST_SPAN) / 2) + torch.rand((), generator=generator).item()
+    spans = share * len(features) / ((1 + longest) / 2) + torch.rand((), generator=generator).item()
     for _ in range(int(spans)):
         start = int(torch.randint(len(features), (), generator=generator))
-        masked[start : start + int(torch.randint(1, LONGEST_SPAN + 1, (), generator=generator))] = 0
+        masked[start : start + int(torch.randint(1, longest + 1, (), generator=generator))] = 0
     return masked
 
 
@@ -40,8 +45,14 @@ class Media:
         augmenter: makes the views of files; none by default.
     """
 
-    def __init__(self, model: MixLoraForConditionalGeneration, processor: Any, mask_time: float = 0.0):
-        self.processor, self.mask_time = processor, mask_time
+    def __init__(
+        self,
+        model: MixLoraForConditionalGeneration,
+        processor: Any,
+        mask_time: float = 0.0,
+        mask_bands: float = 0.0,
+    ):
+        self.processor, self.mask_time, self.mask_bands = processor, mask_time, mask_bands
         self.vision_tower = getattr(model.model, "vision_tower", None)
         self.speech_tower = getattr(model.model, "speech_tower", None)
         self.speech_stack = model.config.speech_stack
@@ -104,11 +115,16 @@ class Media:
     def audio_tokens(self, item: Item) -> int:
         """Placeholders of a clip."""
         tower = _required(self.speech_tower, item, "speech_tower")
+        if isinstance(item, View) and "audio" not in self.caches and not self.augmenter.augment.speed:
+            item = item.path  # only speed changes a clip's length
+        return -(-self._count("audio", item, lambda: tower.token_count(self._frames(item))) // self.speech_stack)
 
-        def count() -> int:
-            return tower.token_count(int(self.clips([item])["input_features_mask"].sum()))
-
-        return -(-self._count("audio", item, count) // self.speech_stack)
+    def _frames(self, item: Item) -> int:
+        """Mel frames of a clip; where its samples tell, no spectrum is taken."""
+        processor = self.processor.audio_processor
+        if isinstance(processor, MixLoraAudioProcessor):
+            return processor.real_frames(len(self.augmenter.clip(item)))
+        return int(self.clips([item])["input_features_mask"].sum())
 
     def _count(self, kind: str, item: Item, count: Callable[[], int]) -> int:
         """Tower features of an item, asked for once; `count` tells where they are not cached."""
@@ -129,13 +145,24 @@ class Media:
                 features[f"{kind}_features"] = [self.caches[kind][file] for file in files]
             elif files:
                 inputs |= read(files)
+        generators: list[Any] = [torch.Generator().manual_seed(draw) for draw in draws] or [None] * len(audio)
         if self.mask_time and "audio_features" in features:
-            generators: list[Any] = [torch.Generator().manual_seed(draw) for draw in draws] or [None] * len(audio)
             features["audio_features"] = [
                 mask_spans(clip, self.mask_time, generator)
                 for clip, generator in zip(features["audio_features"], generators, strict=True)
             ]
+        elif "input_features" in inputs:
+            for clip, real, generator in zip(
+                inputs["input_features"], inputs["input_features_mask"].sum(-1).tolist(), generators, strict=True
+            ):
+                clip[:real] = self._masked(clip[:real], generator)
         return inputs | ({"mm_encoder_outputs": features} if features else {})
+
+    def _masked(self, mels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        """`[frames, mels]` of a clip that a tower in training is to hear, in part."""
+        if self.mask_time:
+            mels = mask_spans(mels, self.mask_time, generator, MEL_FRAMES * LONGEST_SPAN)
+        return mask_spans(mels.T, self.mask_bands, generator).T if self.mask_bands else mels
 
     def pictures(self, files: Sequence[Item]) -> dict[str, torch.Tensor]:
         """What a vision tower takes: `pixel_values` `[crops, 3, height, width]`, `image_sizes`, of Phi-4 masks too."""

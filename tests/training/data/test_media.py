@@ -1,8 +1,23 @@
 """What is done to cached features on their way into a batch."""
 
+from typing import Any
+
+import numpy as np
+import pytest
 import torch
 
-from mixlora.training.data.media import LONGEST_SPAN, mask_spans
+from mixlora import MixLoraForConditionalGeneration, MixLoraProcessor, default_checkpoint
+from mixlora.training.data.media import LONGEST_SPAN, Media, mask_spans
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return MixLoraForConditionalGeneration.from_pretrained(default_checkpoint())
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    return MixLoraProcessor.from_pretrained(default_checkpoint())
 
 
 def test_masked_spans_are_zero_and_the_rest_is_untouched() -> None:
@@ -20,3 +35,18 @@ def test_a_short_clip_is_masked_in_proportion() -> None:
     torch.manual_seed(0)
     hidden = [(mask_spans(torch.ones(20, 1), 0.1) == 0).sum().item() for _ in range(500)]
     assert 0.5 < sum(hidden) / 500 < 2.5 and max(hidden) <= LONGEST_SPAN
+
+
+def test_a_tower_that_trains_hears_masked_clips(model: Any, processor: Any) -> None:
+    rng = np.random.default_rng(0)
+    clips = [(rng.standard_normal(n) * 0.1).astype(np.float32) for n in (40_000, 9_000)]
+    plain = Media(model, processor).inputs([], clips)
+    media = Media(model, processor, mask_time=0.2, mask_bands=0.1)
+    masked, again, other = (media.inputs([], clips, [draw, draw + 1]) for draw in (7, 7, 9))
+    heard, whole, real = masked["input_features"], plain["input_features"], plain["input_features_mask"].bool()
+    hidden = (heard == 0) & (whole != 0)
+    assert torch.equal(heard[~hidden], whole[~hidden]) and not hidden[~real].any()
+    for clip, length in zip(hidden, real.sum(-1).tolist(), strict=True):
+        frames, bands = clip[:length].all(1), clip[:length].all(0)
+        assert frames.any() and bands.any() and (clip[:length] == (frames[:, None] | bands)).all()
+    assert torch.equal(heard, again["input_features"]) and not torch.equal(heard, other["input_features"])
