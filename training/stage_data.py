@@ -156,6 +156,8 @@ def _examples(
     views = [augmenter.media(row, view) for row in every for view in range(augmenter.count(row))]
     if cache is not None:
         media.cache(model, cache, [p for images, _ in views for p in images], [p for _, audio in views for p in audio])
+    for images, audio in views:
+        media.count(images, audio)
     examples = [example for group, weight in rows for example in tokenizer(group, weight)]
     if tokenizer.left_out:
         print(f"  {tokenizer.left_out:,} conversations of more than {stage.max_length} tokens are left out")

@@ -1,13 +1,19 @@
 """What is done to cached features on their way into a batch."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from mixlora import MixLoraForConditionalGeneration, MixLoraProcessor, default_checkpoint
+from mixlora.modeling.audio_processing_mixlora import RATE
+from mixlora.training.data.augment import Augmenter
+from mixlora.training.data.items import View
 from mixlora.training.data.media import LONGEST_SPAN, Media, mask_spans
+from mixlora.training.data.settings import Augment
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +56,29 @@ def test_a_tower_that_trains_hears_masked_clips(model: Any, processor: Any) -> N
         frames, bands = clip[:length].all(1), clip[:length].all(0)
         assert frames.any() and bands.any() and (clip[:length] == (frames[:, None] | bands)).all()
     assert torch.equal(heard, again["input_features"]) and not torch.equal(heard, other["input_features"])
+
+
+@pytest.mark.parametrize("seconds", [0.3, 7.99, 8.01])
+def test_a_counted_clip_is_not_read_again(
+    model: Any, processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    path, media = tmp_path / "clip.wav", Media(model, processor)
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, round(seconds * 11025)), 11025)
+    media.augmenter = Augmenter(Augment(views=2, noise=["white"]))
+    inputs = media.clips([path])
+    (features,) = model.model.encode_speech(inputs["input_features"], inputs["input_features_mask"])
+    media.count([], [path])
+
+    def unread(*_: Any) -> None:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(media.augmenter, "clip", unread)
+    expected = -(-len(features) // model.config.speech_stack)
+    assert media.audio_tokens(path) == media.audio_tokens(View(path, 1, "mark")) == expected
+
+
+def test_speed_changes_how_many_tokens_a_clip_takes(model: Any, processor: Any, tmp_path: Path) -> None:
+    path, media = tmp_path / "clip.wav", Media(model, processor)
+    soundfile.write(path, np.zeros(4 * RATE), RATE)
+    media.augmenter = Augmenter(Augment(views=2, speed=[2.0, 2.0]))
+    assert media.audio_tokens(View(path, 1, "mark")) * 2 == media.audio_tokens(path)
