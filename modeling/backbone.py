@@ -26,11 +26,17 @@ from .router import ModalityRouter
 from .row_windows import windows_of
 from .speech_context import DepthwiseConv, SpeechContext
 from .towers import build_speech_tower, build_vision_tower
+from .vision_detail import DetailHead, VisionDetail
 
 PLACEMENT = (
     *("_no_split_modules", "_skip_keys_device_placement"),
     *("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"),
 )
+PARTS = (
+    *("vision_tower", "vision_projector", "vision_detail"),
+    *("speech_tower", "speech_context", "speech_projector"),
+)
+"""Beside the decoder, and frozen or trained each by itself."""
 
 
 @dataclass
@@ -59,7 +65,7 @@ class MixLoraPreTrainedModel(RoutedPreTrainedModel):
             nn.init.zeros_(module.global_separator)
         if isinstance(module, WhiteningProjector):
             nn.init.eye_(module.basis)
-        if isinstance(module, DepthwiseConv):
+        if isinstance(module, DepthwiseConv | DetailHead):
             module.reset_parameters()
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
@@ -83,6 +89,13 @@ class MixLoraModel(MediaEncoding, MixLoraPreTrainedModel):
             kind = SeparatorProjector if self.vision_tower.separators else Projector
             size = self.vision_tower.feature_size
             self.vision_projector = kind(size, hidden, text.hidden_size, config.projector_norm)
+            if config.vision_detail is not None:
+                if self.vision_tower.tokens is None:
+                    raise ValueError(
+                        f"vision_detail: {config.vision_config.model_type} cuts pictures into crops; a tower that sees "
+                        "them whole is needed"
+                    )
+                self.vision_detail = VisionDetail(self.vision_tower.side, text.hidden_size, **config.vision_detail)
         if config.speech_config is not None:
             self.speech_tower = build_speech_tower(config)
             size = self.speech_tower.feature_size * config.speech_stack
@@ -136,7 +149,7 @@ class MixLoraModel(MediaEncoding, MixLoraPreTrainedModel):
     def train(self, mode: bool = True) -> "MixLoraModel":
         """As usual, but a frozen tower or projector stays in `eval`, and batch norms keep their statistics."""
         super().train(mode)
-        for name in ("vision_tower", "speech_tower", "vision_projector", "speech_context", "speech_projector"):
+        for name in PARTS:
             module = getattr(self, name, None)
             if module is None:
                 continue

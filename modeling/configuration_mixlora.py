@@ -66,6 +66,28 @@ def full_context(given: dict[str, Any]) -> dict[str, Any]:
     return full
 
 
+VISION_DETAIL = {"widths": [16, 32, 64], "layers": 1, "patch_size": 4, "cells": 2}
+"""Entries of `config.vision_detail`, and what they are by default."""
+
+
+def full_detail(given: dict[str, Any]) -> dict[str, Any]:
+    """`config.vision_detail` with its defaults.
+
+    Raises:
+        ValueError: an unknown entry, or a value out of its range.
+    """
+    if unknown := sorted(set(given) - set(VISION_DETAIL)):
+        raise ValueError(f"vision_detail: unknown {', '.join(unknown)}, expected some of {', '.join(VISION_DETAIL)}")
+    full = VISION_DETAIL | given
+    widths = full["widths"]
+    if not isinstance(widths, list) or not widths or not all(isinstance(w, int) and w >= 1 for w in widths):
+        raise ValueError(f"vision_detail: widths must be a list of integers of at least 1, got {widths!r}")
+    for name in ("layers", "patch_size", "cells"):
+        if not isinstance(full[name], int) or full[name] < 1:
+            raise ValueError(f"vision_detail: {name} must be an integer of at least 1, got {full[name]!r}")
+    return full
+
+
 @strict
 class MixLoraTextConfig(PreTrainedConfig):
     """Decoder-only transformer: grouped-query attention, pre-norm, a gated or plain MLP, rotary positions.
@@ -184,6 +206,10 @@ class MixLoraConfig(PreTrainedConfig):
             from 0 to below 1; for models that answer clips by what is said there. It needs `speech_blank_token_id`.
         speech_context: `{"layers", "kernel_size", "intermediate_size", "dropout"}` of convolution blocks that mix a
             clip's tokens before both speech projectors; `{}` takes the defaults, by default there are none.
+        vision_detail: `{"widths", "layers", "patch_size", "cells"}` of a small ConvNeXt that trains beside a frozen
+            tower and is added to the projected tokens: stages of `widths`, each of `layers` blocks, the first on patches
+            of `patch_size` pixels, the others half as fine as the one before; a token joins `cells` squared places of
+            the last. `{}` takes the defaults, by default there is none. The tower must see square pictures whole.
         projector_hidden_size: width of the projectors' hidden layer; the decoder's width by default.
         projector_norm: whether the projectors begin with a LayerNorm.
         base_model: `{"name_or_path", "revision", "sha256"}` of the decoder, where the checkpoint does not hold it.
@@ -217,6 +243,7 @@ class MixLoraConfig(PreTrainedConfig):
     speech_blank_token_id: int | None = None
     speech_ctc_weight: int | float = 0.0
     speech_context: dict[str, Any] | None = None
+    vision_detail: dict[str, Any] | None = None
     projector_hidden_size: int | None = None
     projector_norm: bool = True
     tie_word_embeddings: bool = True
@@ -240,6 +267,8 @@ class MixLoraConfig(PreTrainedConfig):
             self.vision_layers = [-1]
         if self.speech_context is not None:
             self.speech_context = full_context(self.speech_context)
+        if self.vision_detail is not None:
+            self.vision_detail = full_detail(self.vision_detail)
         for_long_rows = {name: kwargs.pop(name) for name in FOR_LONG_ROWS if name in kwargs}
         super().__post_init__(**kwargs)
         self.set_long_context(**for_long_rows)

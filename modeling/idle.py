@@ -114,6 +114,12 @@ class Idle:
         self.zeros.append(nothing.sum())
         return nothing
 
+    def detail(self, detail: Any) -> None:
+        """Runs a `VisionDetail` on a black picture, of which nothing counts."""
+        if detail is None or not runs_everywhere(detail):
+            return
+        self.zeros.append(detail(detail.blank().to(self.device))[:0].sum())
+
     def projector(self, projector: nn.Module | None, features: torch.Tensor | None = None) -> None:
         """Runs a projector on `features` `[0, size]`, by default on none at all."""
         if projector is None or not runs_everywhere(projector):

@@ -42,6 +42,7 @@ class MediaEncoding:
     vision_projector: nn.Module
     speech_projector: nn.ModuleDict
     speech_context: Any
+    vision_detail: Any
 
     def encode_vision(
         self,
@@ -82,11 +83,19 @@ class MediaEncoding:
 
         Args:
             pixel_values, image_sizes, image_attention_mask: see [`encode_vision`].
-            features: tower features of each picture in place of `pixel_values`.
+            features: tower features of each picture in place of `pixel_values`, which only `vision_detail` reads then.
+
+        Raises:
+            ValueError: this model has a `vision_detail`, and no `pixel_values` are given.
         """
         if features is None:
             features = self.encode_vision(pixel_values, image_sizes, image_attention_mask)
-        return MediaOutput(pooler_output=project_each(self.vision_projector, features))
+        tokens = project_each(self.vision_projector, features)
+        if self.config.vision_detail is not None:
+            if pixel_values is None:
+                raise ValueError("this model's vision_detail needs pixel_values beside the tower's features")
+            tokens = [each + fine for each, fine in zip(tokens, self.vision_detail(pixel_values), strict=True)]
+        return MediaOutput(pooler_output=tokens)
 
     def get_audio_features(
         self,
@@ -177,6 +186,7 @@ class MediaEncoding:
             image = self.get_image_features(pixel_values, image_sizes, image_attention_mask, features)
         else:
             idle.projector(getattr(self, "vision_projector", None), nothing)
+            idle.detail(getattr(self, "vision_detail", None))
         sizes = [len(item) for item in image.pooler_output] if image else []
         image_rows = owner_rows(self._placeholders(input_ids, self.config.image_token_id), sizes, "image")
         if image:

@@ -42,9 +42,9 @@ class StillGroups(TrainerCallback):
         if adapter is not None and groups:
             groups.add(f"adapter.{adapter}")
         if seen:
-            groups |= {"vision_tower", "vision_projector"}
+            groups |= {"vision_tower", "vision_projector", "vision_detail"}
         if heard:
-            groups |= {"speech_tower", f"speech_projector.{'vision_' if seen else ''}speech"}
+            groups |= {"speech_tower", "speech_context", f"speech_projector.{'vision_' if seen else ''}speech"}
         return groups
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:

@@ -22,7 +22,9 @@ from tests.training.training_fixtures import make_start, write_recipe, write_row
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 NAME = "01-only"
-TRAINED = ["adapter.vision", "adapter.speech", "vision_projector", "speech_projector.speech"]
+TRAINED = ["adapter.vision", "adapter.speech", "vision_projector", "vision_detail"]
+TRAINED += ["speech_context", "speech_projector.speech"]
+DETAIL = {"widths": [4], "patch_size": 2, "cells": 2}
 PREFERENCE: dict[str, Any] = {"objective": "preference", "teacher": "self", "data": "pairs"}
 EXPERTS = {"count": 4, "top_k": 2, "balance_weight": 0.5}
 STAGES: dict[str, dict[str, Any]] = {
@@ -55,7 +57,7 @@ BEGUN = 3
 
 def make_recipes(folder: Path) -> dict[str, Path]:
     """A recipe for each stage, with three rows in most batches, and at times a single one for both ranks."""
-    start, rows = make_start(folder / "start"), write_rows(folder)
+    start, rows = make_start(folder / "start", speech_context={"layers": 1}, vision_detail=DETAIL), write_rows(folder)
     (folder / "teacher").mkdir()
     teacher = make_start(folder / "teacher")
     weights = folder / "teacher" / "model.safetensors"

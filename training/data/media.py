@@ -56,6 +56,7 @@ class Media:
         self.vision_tower = getattr(model.model, "vision_tower", None)
         self.speech_tower = getattr(model.model, "speech_tower", None)
         self.speech_stack = model.config.speech_stack
+        self.sees_pixels = model.config.vision_detail is not None
         self.caches: dict[str, FeatureCache] = {}
         self._counts: dict[tuple[str, Item], int] = {}
         self.augmenter = Augmenter()
@@ -153,7 +154,7 @@ class Media:
         for kind, files, read in (("image", images, self.pictures), ("audio", audio, self.clips)):
             if files and kind in self.caches:
                 features[f"{kind}_features"] = [self.caches[kind][file] for file in files]
-            elif files:
+            if files and (kind not in self.caches or (kind == "image" and self.sees_pixels)):
                 inputs |= read(files)
         generators: list[Any] = [torch.Generator().manual_seed(draw) for draw in draws] or [None] * len(audio)
         if self.mask_time and "audio_features" in features:
