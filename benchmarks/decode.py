@@ -89,7 +89,7 @@ def ways_of(
     def padded() -> dict[str, float]:
         from mixlora.modeling import backbone
 
-        with mock.patch.object(backbone, "packing_of", lambda *args: None):
+        with mock.patch.object(backbone, "packing_of", lambda *args: ()):
             return ours()
 
     def peer() -> dict[str, float]:
