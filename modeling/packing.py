@@ -209,8 +209,7 @@ def packing_of(
     if config._attn_implementation not in BACKENDS or (window is not None and window < length):
         return ()
     if still is not None and any(still) and not all(still) and bool(attention_mask.any(-1).all()):
-        parts = ([i for i, each in enumerate(still) if each is which] for which in (False, True))
-        moving, resting = (Packing.of_rows(attention_mask, rows, learns) for rows, learns in zip(parts, (True, False)))
-        return moving, resting
+        moving, resting = ([i for i, each in enumerate(still) if each is which] for which in (False, True))
+        return Packing.of_rows(attention_mask, moving), Packing.of_rows(attention_mask, resting, learns=False)
     packing = Packing.of(attention_mask)
     return () if packing is None else (packing,)
