@@ -196,8 +196,8 @@ adapters add to what a step reads; for prompts it is the speed where all are of 
 
 ## Ways of routing a layer
 The layer is a decoder's largest projection. What the package does is in the first column: rows that follow each other
-as a slice, to which the product itself is added (up to 16 tokens on a CPU with the wide matrix first, since the other
-order is slower there); other rows by index in decoding, as several slices where rows are long. In training one
+as a slice, to which the product itself is added (fewer than 32 tokens on a CPU by products with the matrix first, since
+the other order is slower there); other rows by index in decoding, as several slices where rows are long. In training one
 autograd function stands for the layer and its adapters: the gradient of the input is summed in place as well.
 
 {routed_linear}

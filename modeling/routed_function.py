@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .dense import FEW, dense, is_plain
+from .dense import MANY, dense, is_plain, thin
 
 Where = slice | torch.Tensor | None
 """Rows along the first dimension: a run, any others by their indices, or all."""
@@ -53,17 +53,17 @@ def add_pairs(out: torch.Tensor, x: torch.Tensor, pairs: list[Pair]) -> list[tup
     for pair in pairs:
         seen = None
         if isinstance(pair.where, torch.Tensor):
-            hidden = dense(x.index_select(0, pair.where).flatten(0, 1), pair.down)
-            added = dense(hidden, pair.up).unflatten(0, (len(pair.where), length))
+            hidden = thin(x.index_select(0, pair.where).flatten(0, 1), pair.down)
+            added = thin(hidden, pair.up).unflatten(0, (len(pair.where), length))
             out.index_add_(0, pair.where, added, alpha=pair.scaling)
         else:
             run = tokens_of(pair.where, length)
             mine = flat_x[run]
             if pair.dropout:
                 mine, seen = torch.native_dropout(mine, pair.dropout, True)
-            hidden = dense(mine, pair.down)
-            if hidden.shape[0] <= FEW:
-                flat_out[run].add_(dense(hidden, pair.up), alpha=pair.scaling)
+            hidden = thin(mine, pair.down)
+            if x.device.type == "cpu" and hidden.shape[0] < MANY:
+                flat_out[run].add_(thin(hidden, pair.up), alpha=pair.scaling)
             else:
                 flat_out[run].addmm_(hidden, pair.up.t(), alpha=pair.scaling)
         kept.append((hidden, seen))
