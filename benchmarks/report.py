@@ -196,9 +196,10 @@ adapters add to what a step reads; for prompts it is the speed where all are of 
 
 ## Ways of routing a layer
 The layer is a decoder's largest projection. What the package does is in the first column: rows that follow each other
-as a slice, to which the product itself is added (fewer than 32 tokens on a CPU by products with the matrix first, since
-the other order is slower there); other rows by index in decoding, as several slices where rows are long. In training one
-autograd function stands for the layer and its adapters: the gradient of the input is summed in place as well.
+as a slice, to which the product itself is added; other rows by index in decoding, as several slices where rows are
+long. Fewer than 32 tokens are multiplied with the matrix first on a CPU, since the other order is slower there. In
+training one autograd function stands for the layer and its adapters: the gradient of the input is summed in place as
+well.
 
 {routed_linear}
 
