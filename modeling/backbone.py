@@ -258,7 +258,7 @@ class MixLoraModel(MediaEncoding, MixLoraPreTrainedModel):
         if any(p.requires_grad and ".lora_" not in name for name, p in self.language_model.named_parameters()):
             return None
         media = [token for token in (self.config.image_token_id, self.config.audio_token_id) if token is not None]
-        moved = torch.isin(input_ids, torch.tensor(media, device=input_ids.device)).any(-1)
+        moved = torch.isin(input_ids, torch.tensor(media, dtype=torch.long, device=input_ids.device)).any(-1)
         for _, where in route.rows:
             moved[slice(None) if where is None else where] = True
         return (~moved).tolist()
