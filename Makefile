@@ -7,6 +7,7 @@ SOURCES := mixlora modeling training demo
 OLDEST := build/oldest
 WORKERS ?= 2
 BENCHMARKS := decode mixed_step towers training_step processing startup routed_linear growth
+BENCHMARKS_PRINTED := mimic_loss serving cached_teacher data_stream
 # On a GPU: make bench BENCH=build/bench/cuda BENCH_OPTIONS="--device cuda --dtype bfloat16 --shapes full"
 BENCH ?= build/bench
 BENCH_OPTIONS ?=
@@ -62,15 +63,17 @@ test-oldest:
 	@$(OLDEST)/bin/python -m pip install --disable-pip-version-check --progress-bar off -c build/oldest.txt -e '.[dev,train,report,data,interop,serve,demo]'
 	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest
 
+# One that fails is named at the end, and the others go on. The page is of one run: what an older one left is taken away.
 bench: $(STAMP)
 	@echo "==> each figure beside a peer, in the same run; results go to $(BENCH)"
-	for name in $(BENCHMARKS); do \
-		HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.$$name $(BENCH_OPTIONS) --json $(BENCH)/$$name.json || exit 1; done
-	$(BIN)/python -m benchmarks.report build/bench
-	$(BIN)/python benchmarks/mimic_loss.py
-	$(BIN)/python benchmarks/serving.py
-	$(BIN)/python benchmarks/cached_teacher.py
-	$(BIN)/python benchmarks/data_stream.py
+	@mkdir -p $(BENCH) && rm -f $(BENCH)/*.json $(BENCH)/*.txt
+	@failed=""; for name in $(BENCHMARKS); do echo "==> $$name, $$(date +%T)"; \
+		HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.$$name $(BENCH_OPTIONS) --json $(BENCH)/$$name.json || failed="$$failed $$name"; done; \
+	for name in $(BENCHMARKS_PRINTED); do echo "==> $$name, $$(date +%T)"; \
+		HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/$$name.py > $(BENCH)/$$name.part && mv $(BENCH)/$$name.part $(BENCH)/$$name.txt \
+		&& cat $(BENCH)/$$name.txt || failed="$$failed $$name"; done; \
+	$(BIN)/python -m benchmarks.report build/bench || failed="$$failed report"; \
+	test -z "$$failed" || { echo "==> failed:$$failed"; exit 1; }
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -9,8 +9,7 @@ with packing off.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -50,22 +49,6 @@ class Clock:
         self.seconds["prefill"] += self.steps[0] - begun - (self.seconds["towers"] - encoded)
         self.seconds["decode"] += (self.steps[-1] - self.steps[0]) / (tokens - 1)
 
-    @contextmanager
-    def watching(self, owner: Any, name: str) -> Iterator[None]:
-        """Counts a method of `owner` as encoding."""
-        method = getattr(owner, name)
-
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            measure.wait(self.device)
-            begun = time.perf_counter()
-            result = method(*args, **kwargs)
-            measure.wait(self.device)
-            self.seconds["towers"] += time.perf_counter() - begun
-            return result
-
-        with mock.patch.object(owner, name, watched):
-            yield
-
 
 def ways_of(
     pair: Pair, feeder: Feeder, rows: list[Row], with_padded: bool = False, new_tokens: int = 0
@@ -82,20 +65,20 @@ def ways_of(
 
     def ours() -> dict[str, float]:
         clock = Clock(pair.device)
-        with clock.watching(pair.ours.model, "encode_media"):
+        with measure.watching(pair.ours.model, "encode_media", clock.seconds, "towers", pair.device):
             clock.generate(pair.ours, inputs, tokens)
         return clock.seconds
 
     def padded() -> dict[str, float]:
         from mixlora.modeling import backbone
 
-        with mock.patch.object(backbone, "packing_of", lambda *args: None):
+        with mock.patch.object(backbone, "packing_of", lambda *args: ()):
             return ours()
 
     def peer() -> dict[str, float]:
         clock = Clock(pair.device)
         embedding = pair.peer.base_model.model.model.embed_tokens_extend
-        with clock.watching(embedding, "forward"):
+        with measure.watching(embedding, "forward", clock.seconds, "towers", pair.device):
             for modality, call in calls.items():
                 with pair.acting(modality) as model:
                     clock.generate(model, call, tokens)

@@ -121,7 +121,7 @@ def prompts(model: Any, args: Any, rows: int, mean: int) -> list[Point]:
                 model(**inputs, logits_to_keep=1)
 
         def padded(packed: Callable[[], None] = packed) -> None:
-            with mock.patch.object(backbone, "packing_of", lambda *args: None):
+            with mock.patch.object(backbone, "packing_of", lambda *args: ()):
                 packed()
 
         middle = measure.medians(measure.alternate({"ours": packed, "base": padded}, args.repeat, args.device))

@@ -1,13 +1,17 @@
 """Runs ways of doing one thing in turn, and tells their medians and ratios."""
 
 import argparse
+import cProfile
 import json
 import platform
+import pstats
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarks.shapes import VARIANTS, Shapes
 
@@ -27,6 +31,7 @@ def options(doc: str | None, repeat: int, shapes: str = "small-vocabulary") -> a
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[argparse.Namespace, Shapes]:
     """Arguments and the shapes that they ask for."""
     args = parser.parse_args(argv)
+    args.begun = time.perf_counter()
     if args.quick:
         args.shapes, args.repeat = "toy", 1
     return args, VARIANTS[args.shapes]
@@ -47,6 +52,23 @@ def timed(way: Callable[[], Any], device: str = "cpu") -> float:
     way()
     wait(device)
     return time.perf_counter() - begun
+
+
+@contextmanager
+def watching(owner: Any, name: str, seconds: dict[str, float], part: str, device: str = "cpu") -> Iterator[None]:
+    """Adds the time that a method of `owner` takes to `seconds[part]`."""
+    method = getattr(owner, name)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        wait(device)
+        begun = time.perf_counter()
+        result = method(*args, **kwargs)
+        wait(device)
+        seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - begun
+        return result
+
+    with mock.patch.object(owner, name, watched):
+        yield
 
 
 def alternate(ways: Mapping[str, Callable[[], Any]], repeat: int, device: str = "cpu") -> dict[str, list[float]]:
@@ -85,6 +107,20 @@ def profile(way: Callable[[], Any], device: str = "cpu", most: int = 8) -> dict[
     return shares | {"others": 1 - sum(shares.values())}
 
 
+def functions(way: Callable[[], Any], most: int = 8) -> dict[str, float]:
+    """As [`profile`], of what is not PyTorch's: Python's own functions and those that it calls."""
+    seen = cProfile.Profile()
+    seen.runcall(way)
+    times: dict[str, float] = {}
+    for (file, _, name), (_, _, own, _, _) in pstats.Stats(seen).stats.items():  # type: ignore[attr-defined]
+        name = name if file == "~" else f"{Path(file).stem}.{name}"
+        times[name] = times.get(name, 0.0) + own
+    total = sum(times.values()) or 1.0
+    first = sorted(times, key=times.__getitem__, reverse=True)[:most]
+    shares = {name: times[name] / total for name in first}
+    return shares | {"others": 1 - sum(shares.values())}
+
+
 def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     """Rows in columns, numbers of three places."""
     shown = [tuple(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row) for row in (head, *rows)]
@@ -113,7 +149,8 @@ def machine(device: str) -> dict[str, Any]:
 
 def finish(name: str, args: argparse.Namespace, result: dict[str, Any]) -> dict[str, Any]:
     """Adds where and at which shapes it was measured, and writes it where `--json` says."""
-    result = {"benchmark": name, "shapes": args.shapes, "dtype": args.dtype, **machine(args.device), **result}
+    where = {"benchmark": name, "shapes": args.shapes, "dtype": args.dtype, **machine(args.device)}
+    result = {**where, "took": time.perf_counter() - args.begun, **result}
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

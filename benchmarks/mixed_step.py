@@ -69,6 +69,16 @@ def bound(pair: Pair) -> float:
     return sizes[True] / sizes[False]
 
 
+def limits(least: float, adapters: dict[str, float]) -> dict[str, float]:
+    """How many times the peer's own time is what reading the adapters' weights takes: more no way of ours can reach.
+
+    Args:
+        least: seconds that reading them takes at the rate at which a base step reads its own weights.
+        adapters: seconds, by order of the rows and by who.
+    """
+    return {order: adapters[f"{order}, peer"] / least for order in ("in order", "in turn")}
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Prints steps, what adapters add, and the ratios."""
     args, shapes = measure.parse(measure.options(__doc__, repeat=25), argv)
@@ -94,8 +104,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     print(
         measure.table(("adapters' own", "seconds", "of a base step"), [(k, v, shares[k]) for k, v in adapters.items()])
     )
+    least = bound(pair) * middle["base, ours"]
+    most = limits(least, adapters)
     for name, value in ratios.items():
-        print(f"{name}: {value:.2f} x")
+        print(f"{name}: {value:.2f} x, {most[name]:.2f} x if only the adapters' weights had to be read")
     profiles = {name: measure.profile(steps[name], args.device) for name in ("in order, ours", "in order, peer")}
     result = {
         "profiles": profiles,
@@ -104,6 +116,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "shares": shares,
         "ratios": ratios,
         "bound": bound(pair),
+        "least": least,
+        "limits": most,
     }
     return measure.finish("mixed_step", args, result)
 

@@ -52,7 +52,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     print(measure.table(("", "seconds"), list(middle.items())))
     for name, value in ratios.items():
         print(f"{name}: {value:.2f} x")
-    return measure.finish("processing", args, {"medians": middle, "ratios": ratios, "differ": apart})
+    profiles = {name: measure.functions(way) for name, way in ways.items()}
+    result = {"profiles": profiles, "medians": middle, "ratios": ratios, "differ": apart}
+    return measure.finish("processing", args, result)
 
 
 if __name__ == "__main__":

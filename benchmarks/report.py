@@ -2,69 +2,21 @@
 
 python -m benchmarks.report FOLDER [--page docs/performance.md]
 
-FOLDER holds one JSON file a benchmark; those of a GPU lie in FOLDER/cuda. A target that is missed is shown with the
-profile that explains it.
+FOLDER holds one JSON file a benchmark, and for those that only print a table a text file; those of a GPU lie in
+FOLDER/cuda. A target that is missed is shown with the profile that explains it, and what is not there is named.
 """
 
 import argparse
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Results = dict[str, dict[str, Any]]
+from benchmarks.targets import TARGETS, Results, Target, judged
+
+__all__ = ["TARGETS", "Target", "judged", "read", "render"]
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@dataclass(frozen=True)
-class Target:
-    """A line of the table.
-
-    Attributes:
-        what, beside: what is measured, and next to what.
-        benchmark: its file; ratio: its name there.
-        bound: the ratio must be at least this, or at most where `at_most`.
-    """
-
-    what: str
-    beside: str
-    benchmark: str
-    ratio: str
-    bound: float
-    at_most: bool = False
-
-    def met(self, value: float) -> bool:
-        """Whether a ratio is good enough."""
-        return value <= self.bound if self.at_most else value >= self.bound
-
-
-CALLS = "transformers + PEFT, three calls"
-TARGETS = (
-    Target("decode, 4 text + 4 image + 4 speech rows in one call", CALLS, "decode", "decode", 2.2),
-    Target(
-        "the same, over what the bare decoder gains from one call",
-        "bare, three calls and one",
-        "decode",
-        "decode, of what the bare decoder gains",
-        0.9,
-    ),
-    Target("prefill of the same rows", CALLS, "decode", "prefill", 1.5),
-    Target("towers and prefill of the same rows", CALLS, "decode", "towers and prefill", 1.5),
-    Target("adapters' own time in a mixed step", "PEFT's mixed batch", "mixed_step", "in order", 2.0),
-    Target("encode one 2688 x 2688 and seven 448 x 448 pictures", "transformers", "towers", "pictures", 5.0),
-    Target(
-        "training step, 2 text + 3 image + 3 speech rows, tokens/s",
-        "transformers + PEFT, a micro-batch a modality",
-        "training_step",
-        "tokens per second",
-        1.5,
-    ),
-    Target("its peak memory", "the same", "training_step", "peak memory, ours of the peer's", 1.0, at_most=True),
-    Target("process 64 pictures of 640 x 480", "transformers' processor", "processing", "pictures", 1.5),
-    Target("process 64 clips of 10 s", "transformers' processor", "processing", "clips", 1.5),
-    Target("`mixlora --help`", "`import transformers`", "startup", "mixlora --help", 0.6, at_most=True),
-    Target("`import mixlora`", "`import transformers`", "startup", "import mixlora", 1.1, at_most=True),
-)
 AXES = {
     "batch": "rows of a step",
     "rank": "rank",
@@ -80,15 +32,6 @@ def markdown(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in (head, *shown)]
     lines.insert(1, "|" + "---|" * len(head))
     return "\n".join(lines)
-
-
-def judged(results: Results, benchmark: str = "") -> list[tuple[Target, float]]:
-    """The targets that were measured, all or those of a benchmark, and what was found."""
-    return [
-        (target, results[target.benchmark]["ratios"][target.ratio])
-        for target in TARGETS
-        if target.ratio in results.get(target.benchmark, {}).get("ratios", {}) and benchmark in ("", target.benchmark)
-    ]
 
 
 def targets(results: Results) -> str:
@@ -117,6 +60,25 @@ def misses(results: Results) -> str:
     return "\n\n".join(parts) if parts else "All were met."
 
 
+def absent(results: Results) -> str:
+    """Which benchmarks gave nothing."""
+    wanted = (*dict.fromkeys(target.benchmark for target in TARGETS), "growth", "routed_linear")
+    missing = [name for name in wanted if name not in results]
+    return f"Not measured in this run: {', '.join(missing)}." if missing else ""
+
+
+def adapters_limit(found: dict[str, Any]) -> str:
+    """What the weights of adapters allow, in words."""
+    said = f"The adapters' weights are {found['bound']:.2f} of what a base step reads."
+    if "least" not in found:
+        return said
+    most = " and ".join(f"{value:.2f} x ({order})" for order, value in found["limits"].items())
+    return (
+        f"{said} At the rate at which our base step reads its own, reading them takes {found['least']:.2g} s. "
+        f"Were there nothing else to do, the ratio would be {most}."
+    )
+
+
 def details(results: Results) -> str:
     """Medians of each benchmark."""
     parts = []
@@ -137,12 +99,34 @@ def details(results: Results) -> str:
         if name == "mixed_step":
             rows = [(who, seconds, found["shares"][who]) for who, seconds in found["adapters"].items()]
             parts.append(
-                f"The adapters' weights are {found['bound']:.2f} of what a base step reads.\n\n"
-                + markdown(("adapters' own time", "seconds", "of a base step"), rows)
+                f"{adapters_limit(found)}\n\n" + markdown(("adapters' own time", "seconds", "of a base step"), rows)
             )
-        if name == "training_step" and found["peak_mib"]:
-            parts.append(markdown(("peak memory of a step", "MiB"), list(found["peak_mib"].items())))
+        if name == "training_step":
+            parts += training(found)
     return "\n\n".join(parts)
+
+
+def training(found: dict[str, Any]) -> list[str]:
+    """The parts of a training step."""
+    parts = []
+    if found["peak_mib"]:
+        parts.append(markdown(("peak memory of a step", "MiB"), list(found["peak_mib"].items())))
+    rows = [(who, *seconds.values()) for who, seconds in found["phases"].items()]
+    parts.append(markdown(("seconds of one step", *found["phases"]["ours"]), rows))
+    tokens = found["through"]
+    rows = [(who, each["forward"], each["backward"]) for who, each in tokens.items()]
+    ratio = sum(tokens["peer"].values()) / sum(tokens["ours"].values())
+    parts.append(
+        markdown(("tokens through the decoder", "forward", "backward"), rows)
+        + f"\n\nIn products with the decoder's frozen matrices the peer has {ratio:.2f} times the tokens."
+    )
+    return parts
+
+
+def others(folder: Path) -> str:
+    """What benchmarks without a target print."""
+    found = {path.stem: path.read_text(encoding="utf-8").strip() for path in sorted(folder.glob("*.txt"))}
+    return "\n\n".join(f"### {name}\n```\n{printed}\n```" for name, printed in found.items() if printed)
 
 
 def routed_linear(results: Results) -> str:
@@ -198,7 +182,9 @@ Measured on: {where}.
 ## What it must show
 {targets}
 
-{misses_text}
+{absent}
+
+{notes}
 
 {misses}
 
@@ -210,14 +196,18 @@ adapters add to what a step reads; for prompts it is the speed where all are of 
 
 ## Ways of routing a layer
 The layer is a decoder's largest projection. What the package does is in the first column: rows that follow each other
-as a slice, to which the product itself is added (up to 16 tokens on a CPU with the wide matrix first, since the other
-order is slower there); other rows by index in decoding, as several slices where rows are long. In training one
-autograd function stands for the layer and its adapters: the gradient of the input is summed in place as well.
+as a slice, to which the product itself is added; other rows by index in decoding, as several slices where rows are
+long. Fewer than 32 tokens are multiplied with the matrix first on a CPU, since the other order is slower there. In
+training one autograd function stands for the layer and its adapters: the gradient of the input is summed in place as
+well.
 
 {routed_linear}
 
 ## All figures
 {details}
+
+## Others
+{others}
 """
 
 
@@ -227,7 +217,8 @@ def machine(results: Results) -> str:
     shapes = ", ".join(sorted({f"`{found['shapes']}`" for found in results.values()}))
     return (
         f"{first['device']}, {first['threads']} threads, torch {first['torch']}, "
-        f"transformers {first['transformers']}, {first['dtype']}, shapes {shapes}"
+        f"transformers {first['transformers']}, {first['dtype']}, shapes {shapes}; "
+        f"{sum(found.get('took', 0) for found in results.values()) / 60:.0f} minutes"
     )
 
 
@@ -247,23 +238,26 @@ def render(folder: Path, page: Path) -> None:
     if not results:
         raise ValueError(f"{folder}: no results of benchmarks, such as decode.json")
     plots = plot(results, page.parent / page.stem)
-    missed = misses(results)
     text = PAGE.format(
         where=machine(results),
         targets=targets(results),
-        misses=missed,
-        misses_text=notes(page),
+        absent=absent(results),
+        misses=misses(results),
+        notes=notes(page),
+        others=others(folder),
         plots="\n".join(f"![{AXES[path.stem]}]({page.stem}/{path.name})" for path in plots),
         routed_linear=routed_linear(results),
         details=details(results),
     )
     if gpu := read(folder / "cuda"):
         text += f"\n## On a GPU\n{machine(gpu)}.\n\n{targets(gpu)}\n\n{routed_linear(gpu)}\n\n{details(gpu)}\n"
+    while "\n\n\n" in text:
+        text = text.replace("\n\n\n", "\n\n")
     page.write_text(text, encoding="utf-8")
 
 
 def notes(page: Path) -> str:
-    """What was written by hand about the misses, beside the page's plots."""
+    """What is written by hand, and holds for any run; it lies beside the page's plots."""
     path = page.parent / page.stem / "notes.md"
     return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 

@@ -76,7 +76,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     print(f"pictures: {pictures}")
     print(measure.table(("", "seconds"), list(middle.items())))
     print(f"pictures: {ratios['pictures']:.2f} x")
-    return measure.finish("towers", args, {"medians": middle, "ratios": ratios, "differ": apart})
+    profiles = {name: measure.profile(way, args.device) for name, way in ways.items()}
+    result = {"profiles": profiles, "medians": middle, "ratios": ratios, "differ": apart}
+    return measure.finish("towers", args, result)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import measure
-from benchmarks.pair import MODALITIES, Feeder, Pair, build_pair
+from benchmarks.pair import MODALITIES, Feeder, Pair, Row, build_pair
 from benchmarks.shapes import VARIANTS
 
 
@@ -111,6 +111,41 @@ def check(pair: Pair, steps: dict[str, Callable[[], float]]) -> float:
     return apart
 
 
+def phases(pair: Pair, steps: dict[str, Callable[[], float]]) -> dict[str, dict[str, float]]:
+    """Seconds of the parts of one step, by who; `rest` is the head, the loss, and what lies between."""
+    import torch
+
+    inner, found = pair.peer.base_model.model, {}
+    media = {"ours": (pair.ours.model, "encode_media"), "peer": (inner.model.embed_tokens_extend, "forward")}
+    decoder = {"ours": (pair.ours.model, "_decode"), "peer": (inner.model, "forward")}
+    for who in ("ours", "peer"):
+        seconds: dict[str, float] = {}
+        with (
+            measure.watching(*media[who], seconds, "towers and projectors", pair.device),
+            measure.watching(*decoder[who], seconds, "decoder, forward", pair.device),
+            measure.watching(torch.Tensor, "backward", seconds, "backward", pair.device),
+        ):
+            whole = measure.timed(steps[who], pair.device)
+        if who == "peer":  # its forward has the towers within
+            seconds["decoder, forward"] -= seconds["towers and projectors"]
+        found[who] = seconds | {"rest": whole - sum(seconds.values())}
+    return found
+
+
+def tokens_of(rows: list[Row]) -> dict[str, dict[str, int]]:
+    """Tokens that each way takes through the decoder: ours real ones, the peer's padded to its micro-batches' longest.
+
+    Both take only rows with an adapter back.
+    """
+    lengths = {kind: [len(row.ids) for row in rows if row.modality == kind] for kind in MODALITIES}
+    real = {kind: sum(mine) for kind, mine in lengths.items()}
+    padded = {kind: len(mine) * max(mine, default=0) for kind, mine in lengths.items()}
+    return {
+        who: {"forward": sum(count.values()), "backward": sum(count.values()) - count["text"]}
+        for who, count in (("ours", real), ("peer", padded))
+    }
+
+
 def peak(who: str, shapes: str, device: str, dtype: str, results: Any) -> None:
     """Puts the memory, MiB, that a step takes over what was there before on a queue."""
     import torch
@@ -166,12 +201,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     print(measure.table(("peak over before", "MiB"), list(memory.items())))
     for name, value in ratios.items():
         print(f"{name}: {value:.2f} x")
+    parts, through = phases(pair, steps), tokens_of(rows)
+    print(measure.table(("seconds of", *parts["ours"]), [(who, *each.values()) for who, each in parts.items()]))
+    print(measure.table(("tokens", "forward", "backward"), [(who, *each.values()) for who, each in through.items()]))
     profiles = {who: measure.profile(steps[who], args.device) for who in ("ours", "peer")}
     result = {
         "profiles": profiles,
         "medians": middle,
         "tokens_per_second": speeds,
         "peak_mib": memory,
+        "phases": parts,
+        "through": through,
         "ratios": ratios,
         "differ": apart,
     }

@@ -9,7 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_mixlora import MixLoraTextConfig
 from .long_attention import LongAttention
-from .packing import Packing
+from .packing import Kept, Packing
 from .rope import apply_rotary
 from .routed_lora import Route, RoutedLinear
 from .row_windows import Windows
@@ -98,6 +98,7 @@ class RoutedAttention(nn.Module):
         past_key_values: Cache | None = None,
         long_attention: LongAttention | None = None,
         packing: Packing | None = None,
+        kept: Kept | None = None,
         windows: Windows | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -106,13 +107,14 @@ class RoutedAttention(nn.Module):
         Where they are packed, `[tokens, 1, width]`, the cache is empty, and is filled with padding.
 
         Args:
+            kept: packed tokens that are to come out; all by default.
             windows: columns of the cache that rows look at; `attention_mask` is `[batch, 1, length, cached]` then.
         """
         query, key, value = self.project(hidden_states, route)
         key = apply_rotary(key, *position_embeddings)
         if packing is not None:
             return self._packed(
-                query, key, value, route, position_embeddings, past_key_values, packing, **kwargs
+                query, key, value, route, position_embeddings, past_key_values, packing, kept, **kwargs
             ), None
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
@@ -167,13 +169,19 @@ class RoutedAttention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         past_key_values: Cache | None,
         packing: Packing,
+        kept: Kept | None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Attention of each row by itself; all states are `[tokens, heads, 1, dim]`."""
         if past_key_values is not None:
             padded = (packing.unpack(state.transpose(1, 2)).transpose(1, 2) for state in (key, value))
             past_key_values.update(*padded, self.layer_idx)
-        query = apply_rotary(query, *position_embeddings)
         kwargs.pop("position_ids", None)  # those of the padded batch
+        if kept is not None:
+            cos, sin = (each.index_select(0, kept.places) for each in position_embeddings)
+            query, route = apply_rotary(query.index_select(0, kept.places), cos, sin), kept.route
+            output = kept.attend(lambda *states: self._attend(*states, **kwargs), query, key, value, packing.lengths)
+            return self.o_proj(output.flatten(2), route)
+        query = apply_rotary(query, *position_embeddings)
         output = packing.attend(lambda q, k, v: self._attend(q, k, v, None, **kwargs), query, key, value)
         return self.o_proj(output.flatten(2), route)

@@ -20,6 +20,7 @@ from .masks import check_mask, count_positions
 from .media_encoding import MediaEncoding
 from .packing import packing_of
 from .projectors import Projector, SeparatorProjector, WhiteningProjector
+from .ranks import in_process_group
 from .rope_switch import keep, kept_layer, must_rebuild_all, replace_rows, stale_rows
 from .routed_lora import Route, is_named, pair_size
 from .router import ModalityRouter
@@ -202,9 +203,14 @@ class MixLoraModel(MediaEncoding, MixLoraPreTrainedModel):
         use_cache: bool | None = None,
         cache: Cache | None = None,
         output_aux_loss: bool | torch.Tensor = False,
+        wanted: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Hidden states `[batch, length, width]`. Arguments as in [`MixLoraForConditionalGeneration.forward`]."""
+        """Hidden states `[batch, length, width]`. Arguments as in [`MixLoraForConditionalGeneration.forward`].
+
+        Args:
+            wanted: BoolTensor `[batch, length]`, tokens whose states are looked at; those of others may be zeros.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         past_key_values = given_cache(past_key_values, cache)
@@ -238,6 +244,7 @@ class MixLoraModel(MediaEncoding, MixLoraPreTrainedModel):
         rows = output_aux_loss if isinstance(output_aux_loss, torch.Tensor) else None
         if rows is not None or output_aux_loss:
             route = replace(route, usage=Usage.of(inputs_embeds, attention_mask, rows))
+        kwargs |= {"wanted": wanted, "still": self._still_rows(input_ids, route, past_key_values)}
         outputs = self._decode(
             inputs_embeds, route, attention_mask, position_ids, past_key_values, row_lengths, **kwargs
         )
@@ -251,6 +258,24 @@ class MixLoraModel(MediaEncoding, MixLoraPreTrainedModel):
             outputs.quick = route.quick  # type: ignore[attr-defined]  # for the head
         return outputs
 
+    def _still_rows(
+        self, input_ids: torch.Tensor | None, route: Route, past_key_values: Cache | None
+    ) -> list[bool] | None:
+        """For each row whether no gradient flows through it: no adapter acts, it holds no media, the base is frozen.
+
+        None where nothing is to be gained from that, and among several ranks, which all run alike.
+        """
+        learning = self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if not learning or input_ids is None or past_key_values is not None or in_process_group():
+            return None
+        if any(p.requires_grad and ".lora_" not in name for name, p in self.language_model.named_parameters()):
+            return None
+        media = [token for token in (self.config.image_token_id, self.config.audio_token_id) if token is not None]
+        moved = torch.isin(input_ids, torch.tensor(media, dtype=torch.long, device=input_ids.device)).any(-1)
+        for _, where in route.rows:
+            moved[slice(None) if where is None else where] = True
+        return (~moved).tolist()
+
     def _decode(
         self,
         inputs_embeds: torch.Tensor,
@@ -259,6 +284,7 @@ class MixLoraModel(MediaEncoding, MixLoraPreTrainedModel):
         position_ids: torch.Tensor,
         past_key_values: Cache | None,
         row_lengths: torch.Tensor,
+        still: list[bool] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         config: MixLoraTextConfig = self.config.text_config  # type: ignore[assignment]  # a dict only before it is built
@@ -270,11 +296,11 @@ class MixLoraModel(MediaEncoding, MixLoraPreTrainedModel):
             kwargs.setdefault(asked, getattr(self.config, asked, False))
         if kwargs["layout"] is None and not (kwargs["output_hidden_states"] or kwargs["output_attentions"]):
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
-            kwargs["packing"] = packing_of(config, attention_mask, inputs_embeds.shape[1], past, route)
+            kwargs["packings"] = packing_of(config, attention_mask, inputs_embeds.shape[1], past, route, still)
             if config.sliding_window is None and route.quick:
                 backend = config._attn_implementation
                 kwargs["windows"] = windows_of(attention_mask, past_key_values, inputs_embeds.shape[1], backend)
-        if kwargs["layout"] is None and kwargs.get("packing") is None:
+        if kwargs["layout"] is None and not kwargs.get("packings"):
             create_mask = create_causal_mask if config.sliding_window is None else create_sliding_window_causal_mask
             mask = create_mask(
                 config=config,

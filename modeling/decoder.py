@@ -1,5 +1,6 @@
 """The text decoder: routed attention and a routed gated MLP, stacked."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from .cache_name import CACHE, given_cache
 from .configuration_mixlora import MixLoraTextConfig
 from .long_attention import LongAttention, Probe
 from .lora_experts import LoraExperts
-from .packing import Packing
+from .packing import Kept, Packing, unpack_all
 from .rope import RotaryEmbedding
 from .routed_lora import LoraDown, LoraUp, Route, RoutedLinear
 from .row_layout import RowLayout
@@ -87,17 +88,24 @@ class DecoderLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         cache: Cache | None = None,
+        kept: Kept | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """`[batch, length, width]` -> the same shape. With checkpoints, transformers takes the cache away."""
+        """`[batch, length, width]` -> the same shape. With checkpoints, transformers takes the cache away.
+
+        Of packed tokens `[tokens, 1, width]` it gives the `kept` ones alone.
+        """
         attended, _ = self.self_attn(
             self.input_layernorm(hidden_states),
             route,
             position_embeddings,
             attention_mask=attention_mask,
             past_key_values=given_cache(past_key_values, cache),
+            kept=kept,
             **kwargs,
         )
+        if kept is not None:
+            hidden_states, route = hidden_states.index_select(0, kept.places), kept.route
         hidden_states = hidden_states + self.dropout(attended)
         return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states), route))
 
@@ -168,7 +176,8 @@ class RoutedDecoder(RoutedPreTrainedModel):
         row_lengths: torch.Tensor | None = None,
         layout: RowLayout | None = None,
         probe: Probe | None = None,
-        packing: Packing | None = None,
+        packings: Sequence[Packing] = (),
+        wanted: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """`inputs_embeds` `[batch, length, width]` -> normed `last_hidden_state` of the same shape.
@@ -176,7 +185,8 @@ class RoutedDecoder(RoutedPreTrainedModel):
         Args:
             layout: where rows lie, if some are attended to as [`LongAttention`] does; no mask is needed then.
             probe: sees what each head attends to.
-            packing: computes all layers without padding; what comes out has zeros there.
+            packings: of all rows together; computes all layers without padding. What comes out has zeros there.
+            wanted: BoolTensor `[batch, length]`, tokens that are looked at; with packings others may be zeros as well.
         """
         if layout is None:
             position_embeddings = self.rotary_emb(inputs_embeds, position_ids, row_lengths)
@@ -187,22 +197,40 @@ class RoutedDecoder(RoutedPreTrainedModel):
             position_embeddings = long_attention.rotations.intra
             kwargs["long_attention"] = long_attention
         hidden_states = self.dropout(inputs_embeds)
-        if packing is not None:
-            hidden_states, route = packing.pack(hidden_states), packing.route(route)
+        kwargs |= {"position_ids": position_ids, CACHE: past_key_values}
+        if not packings:
+            for layer in self.layers:
+                hidden_states = layer(
+                    hidden_states, route, position_embeddings, attention_mask=attention_mask, **kwargs
+                )
+            hidden_states = self.norm(hidden_states)
+        else:
+            kept = [packing.kept(wanted, route) for packing in packings]
+            places = [packing if few is None else few.packing for packing, few in zip(packings, kept, strict=True)]
+            states = [
+                self._packed(hidden_states, route, position_embeddings, packing, few, **kwargs)
+                for packing, few in zip(packings, kept, strict=True)
+            ]
+            hidden_states = unpack_all(places, states)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE: past_key_values})
+
+    def _packed(
+        self,
+        hidden_states: torch.Tensor,
+        route: Route,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        packing: Packing,
+        kept: Kept | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """All layers over the packed tokens of `hidden_states` `[batch, length, width]`: `[tokens, 1, width]`."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and packing.learns):
+            states, route = packing.pack(hidden_states), packing.route(route)
             cos, sin = position_embeddings
             position_embeddings = packing.pack(cos), packing.pack(sin)
-            kwargs["packing"] = packing
-        for layer in self.layers:
-            hidden_states = layer(
-                hidden_states,
-                route,
-                position_embeddings,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                **{CACHE: past_key_values},
-                **kwargs,
-            )
-        hidden_states = self.norm(hidden_states)
-        if packing is not None:
-            hidden_states = packing.unpack(hidden_states)
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE: past_key_values})
+            for layer in self.layers:
+                last = layer is self.layers[-1]
+                states = layer(
+                    states, route, position_embeddings, packing=packing, kept=kept if last else None, **kwargs
+                )
+            return self.norm(states)

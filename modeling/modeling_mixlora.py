@@ -30,6 +30,16 @@ IGNORED = -100  # no loss there, as everywhere in transformers
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
+def wanted_tokens(input_ids: torch.Tensor | None, logits_to_keep: int | torch.Tensor) -> torch.Tensor | None:
+    """Where logits are made, BoolTensor `[batch, length]`; None where that is everywhere, or nothing can be spared."""
+    everywhere = isinstance(logits_to_keep, int) and logits_to_keep == 0
+    if input_ids is None or input_ids.shape[1] == 1 or everywhere or torch.compiler.is_compiling():
+        return None
+    wanted = torch.zeros_like(input_ids, dtype=torch.bool)
+    wanted[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep] = True
+    return wanted
+
+
 @dataclass
 class RoutedCausalOutput(CausalLMOutputWithPast):
     """As in transformers, and `aux_loss`, see [`RoutedOutput`]."""
@@ -232,6 +242,7 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
             row_lengths=row_lengths,
             use_cache=use_cache,
             output_aux_loss=output_aux_loss,
+            wanted=wanted_tokens(input_ids, logits_to_keep),
             **{key: value for key, value in kwargs.items() if key != "num_items_in_batch"},
         )
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .dense import FEW, dense, is_plain
+from .dense import FEW, MANY, dense, is_plain, thin
 
 Where = slice | torch.Tensor | None
 """Rows along the first dimension: a run, any others by their indices, or all."""
@@ -42,28 +42,35 @@ def tokens_of(where: Where, length: int) -> slice:
     return slice(where.start * length, where.stop * length)
 
 
-def add_pairs(out: torch.Tensor, x: torch.Tensor, pairs: list[Pair]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+def add_pairs(
+    out: torch.Tensor, x: torch.Tensor, pairs: list[Pair], quick: bool = False
+) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
     """Adds what the pairs give for `x` `[rows, length, in]` to `out` `[rows, length, out]`, in place.
+
+    Args:
+        quick: few tokens are multiplied as [`thin`] says. Bits then depend on where in memory a matrix lies, so that a
+            model loaded twice may differ by rounding.
 
     Returns:
         For each pair what its `down` gives, `[tokens, r]`, and where dropout let the input through, `[tokens, in]`.
     """
     flat_x, flat_out, length = x.flatten(0, 1), out.view(-1, out.shape[-1]), x.shape[1]
+    product, few = (thin, MANY - 1) if quick and x.device.type == "cpu" else (dense, FEW)
     kept = []
     for pair in pairs:
         seen = None
         if isinstance(pair.where, torch.Tensor):
-            hidden = dense(x.index_select(0, pair.where).flatten(0, 1), pair.down)
-            added = dense(hidden, pair.up).unflatten(0, (len(pair.where), length))
+            hidden = product(x.index_select(0, pair.where).flatten(0, 1), pair.down)
+            added = product(hidden, pair.up).unflatten(0, (len(pair.where), length))
             out.index_add_(0, pair.where, added, alpha=pair.scaling)
         else:
             run = tokens_of(pair.where, length)
             mine = flat_x[run]
             if pair.dropout:
                 mine, seen = torch.native_dropout(mine, pair.dropout, True)
-            hidden = dense(mine, pair.down)
-            if hidden.shape[0] <= FEW:
-                flat_out[run].add_(dense(hidden, pair.up), alpha=pair.scaling)
+            hidden = product(mine, pair.down)
+            if hidden.shape[0] <= few:
+                flat_out[run].add_(product(hidden, pair.up), alpha=pair.scaling)
             else:
                 flat_out[run].addmm_(hidden, pair.up.t(), alpha=pair.scaling)
         kept.append((hidden, seen))

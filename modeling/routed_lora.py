@@ -291,5 +291,5 @@ class RoutedLinear(nn.Module):
             places = [(pair.where, pair.scaling, pair.dropout) for pair in pairs]
             return RoutedSum.apply(x, weight, bias, places, *matrices)
         out = dense(x, weight, bias) if quick else self.base_layer(x)
-        add_pairs(out, x, pairs)
+        add_pairs(out, x, pairs, quick)
         return out

@@ -50,7 +50,7 @@ class TaughtStep:
         """
         where = response_mask(inputs["labels"])
         rest = {name: value for name, value in inputs.items() if name not in NOT_THE_STUDENTS}
-        outputs = model.model(**rest, use_cache=False, **self.balance.wanted(inputs["labels"]))
+        outputs = model.model(**rest, use_cache=False, wanted=where, **self.balance.wanted(inputs["labels"]))
         student = outputs.last_hidden_state[where]
         if in_process_group():  # a forward of the head, though of nothing, has its shards gathered
             student = student + model.lm_head(student[:0]).sum()

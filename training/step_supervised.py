@@ -46,8 +46,8 @@ class SupervisedStep:
         """
         labels = inputs["labels"]
         rest = {name: value for name, value in inputs.items() if name != "labels"}
-        outputs = model.model(**rest, use_cache=False, **balance.wanted(labels))
         predicting = response_mask(labels)
+        outputs = model.model(**rest, use_cache=False, wanted=predicting, **balance.wanted(labels))
         logits = apply_linear(model.lm_head, outputs.last_hidden_state[predicting][None])  # [1, labelled, vocabulary]
         losses = next_token_losses(logits, labels[:, 1:][predicting[:, :-1]][None])[0]
         loss = losses.sum() / (num_items if num_items is not None else max(len(losses), 1))

@@ -61,12 +61,23 @@ def test_a_miss_is_shown_with_its_profile(tmp_path: Path) -> None:
     }
     points = [{"at": at, "ours": 1.0, "base": 2.0, "bound": 1.5} for at in (1.0, 2.0)]
     growth = {"benchmark": "growth", "axes": {"rank": points, "spread": points}, **where}
-    for each in (step, startup, growth):
+    training = {
+        "benchmark": "training_step",
+        "medians": {"ours": 1.0, "peer": 2.0},
+        "peak_mib": {"ours": 7.0},
+        **where,
+    }
+    training |= {"phases": {who: {"backward": 0.5, "rest": 0.5} for who in ("ours", "peer")}}
+    training |= {"through": {"ours": {"forward": 6, "backward": 4}, "peer": {"forward": 8, "backward": 7}}}
+    (tmp_path / "serving.txt").write_text("a table\n")
+    for each in (step, startup, growth, training):
         (tmp_path / f"{each['benchmark']}.json").write_text(json.dumps(each))
     page = tmp_path / "performance.md"
     render(tmp_path, page)
     text = page.read_text()
     assert "| 1.50 x | **no** |" in text and "| `aten::mm` | 75.0% |" in text and "| 0.20 x | yes |" in text
+    assert "Not measured in this run: decode, towers, processing, routed_linear." in text and "a table" in text
+    assert "the peer has 1.50 times the tokens" in text
     assert (tmp_path / "performance" / "rank.svg").is_file() and "](performance/spread.svg)" in text
     assert [(target.ratio, value) for target, value in judged(read(tmp_path), "mixed_step")] == [("in order", 1.5)]
     with pytest.raises(ValueError, match="no results"):

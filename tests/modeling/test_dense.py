@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mixlora.modeling import routed_function
-from mixlora.modeling.dense import FEW, MANY, dense
+from mixlora.modeling.dense import FEW, MANY, dense, thin
 from mixlora.modeling.routed_function import apply_linear
 
 SIZES = [0, 1, FEW, FEW + 1, MANY - 1, MANY, 100]
@@ -22,6 +22,8 @@ def test_it_is_the_linear_layer(tokens, dtype):
         torch.testing.assert_close(dense(x, weight, each), F.linear(x, weight, each), **near)
     other = torch.randn(24, tokens, dtype=dtype).t()
     torch.testing.assert_close(dense(other, weight), F.linear(other, weight), **near)
+    for rows in (x[:, 0], other):
+        torch.testing.assert_close(thin(rows, weight), F.linear(rows, weight), **near)
 
 
 @torch.no_grad()

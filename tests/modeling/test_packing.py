@@ -139,3 +139,68 @@ def test_hidden_states_are_still_those_of_a_batch(eager_to_pack):
     outputs = model(**batch, output_hidden_states=True)
     assert all(states.shape[:2] == batch["input_ids"].shape for states in outputs.hidden_states)
     assert outputs.logits.shape[:2] == batch["input_ids"].shape
+
+
+def frozen_decoder():
+    """A model whose adapters and projectors learn, and nothing else."""
+    model = tiny_model(exact_base=False).train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name or "projector" in name)
+    return model
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_only_what_is_looked_at_is_computed_to_the_end(monkeypatch, eager_to_pack, side, checkpointing):
+    model, batch = frozen_decoder(), batch_of(side)
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    wanted = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+    last = batch["attention_mask"].cumsum(1) * batch["attention_mask"]
+    wanted |= (last >= last.amax(1, keepdim=True) - 1) & (last > 0)
+    wanted[1] = False  # nothing of it
+    weight = torch.randn(int(wanted.sum()), model.config.text_config.hidden_size)
+    found = []
+    for options in ({"wanted": wanted}, {}, "padded"):
+        if options == "padded":
+            padded(monkeypatch)
+            monkeypatch.setattr(type(model.model), "_still_rows", lambda *args: None)
+            options = {}
+        model.zero_grad()
+        states = model.model(**batch, use_cache=False, **options).last_hidden_state[wanted]
+        (states * weight).sum().backward()
+        found.append((states.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    for states, grads in found[:2]:
+        torch.testing.assert_close(states, found[2][0], rtol=1e-4, atol=1e-4)
+        assert grads.keys() == found[2][1].keys() and len(grads) > 20
+        for name, grad in found[2][1].items():
+            torch.testing.assert_close(grads[name], grad, rtol=1e-3, atol=1e-5 * float(grad.abs().max() + 1), msg=name)
+
+
+def test_rows_without_anything_that_learns_have_no_backward_pass(eager_to_pack):
+    model, batch = frozen_decoder(), batch_of("right")
+    states = model.model(**batch, use_cache=False).last_hidden_state
+    seen = torch.zeros(len(KINDS))
+    for row in range(len(KINDS)):
+        for parameter in model.parameters():
+            parameter.grad = None
+        states[row].sum().backward(retain_graph=True)
+        seen[row] = max(p.grad.abs().max() for n, p in model.named_parameters() if p.grad is not None)
+    assert [bool(each) for each in seen] == [kind != "text" for kind in KINDS]
+    assert model.model._still_rows(batch["input_ids"], Route(), None) == [kind == "text" for kind in KINDS]
+    model.model.language_model.norm.weight.requires_grad_(True)
+    assert model.model._still_rows(batch["input_ids"], Route(), None) is None, "the decoder learns from all rows"
+
+
+@torch.no_grad()
+def test_a_prompt_is_computed_to_the_end_for_its_logits_alone(monkeypatch, eager_to_pack):
+    model, batch = tiny_model(exact_base=False), batch_of()
+    whole = model(**batch).logits
+    last = model.model.language_model.layers[-1].mlp
+    tokens, forward = [], type(last).forward
+    monkeypatch.setattr(type(last), "forward", lambda *args: tokens.append(args[1].shape[0]) or forward(*args))
+    few = model(**batch, logits_to_keep=1).logits
+    assert tokens[-1] == len(KINDS) and tokens[0] == int(batch["attention_mask"].sum())
+    assert (few - whole[:, -1:]).abs().max() < 1e-4 * whole.std()
+    chosen = model(**batch, logits_to_keep=torch.tensor([-2, -1])).logits
+    assert (chosen - whole[:, -2:]).abs().max() < 1e-4 * whole.std()
