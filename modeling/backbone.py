@@ -93,8 +93,8 @@ class MixLoraModel(MediaEncoding, MixLoraPreTrainedModel):
             if config.vision_detail is not None:
                 if self.vision_tower.tokens is None:
                     raise ValueError(
-                        f"vision_detail: {config.vision_config.model_type} cuts pictures into crops; a tower that sees "
-                        "them whole is needed"
+                        f"vision_detail: {config.vision_config.model_type} cuts pictures into crops; it needs a tower "
+                        "that sees them whole"
                     )
                 self.vision_detail = VisionDetail(self.vision_tower.side, text.hidden_size, **config.vision_detail)
         if config.speech_config is not None:

@@ -207,9 +207,9 @@ class MixLoraConfig(PreTrainedConfig):
         speech_context: `{"layers", "kernel_size", "intermediate_size", "dropout"}` of convolution blocks that mix a
             clip's tokens before both speech projectors; `{}` takes the defaults, by default there are none.
         vision_detail: `{"widths", "layers", "patch_size", "cells"}` of a small ConvNeXt that trains beside a frozen
-            tower and is added to the projected tokens: stages of `widths`, each of `layers` blocks, the first on patches
-            of `patch_size` pixels, the others half as fine as the one before; a token joins `cells` squared places of
-            the last. `{}` takes the defaults, by default there is none. The tower must see square pictures whole.
+            tower and is added to the projected tokens: stages of `widths`, each of `layers` blocks, the first on
+            patches of `patch_size` pixels, the others half as fine as the one before; a token joins `cells` squared
+            places of the last. `{}` takes the defaults, by default there is none. The tower sees square pictures.
         projector_hidden_size: width of the projectors' hidden layer; the decoder's width by default.
         projector_norm: whether the projectors begin with a LayerNorm.
         base_model: `{"name_or_path", "revision", "sha256"}` of the decoder, where the checkpoint does not hold it.
