@@ -1,9 +1,10 @@
 """Sparse prefill of the decoder that `scripts/long_context_study.py` trained: time, recall, answers and memory.
 
 python benchmarks/sparse_retrieval.py --study build/long_context [--task lookup] [--lengths 4096 8192 16384 32768]
-    [--calibration 32768] [--json FILE] [--plot FILE.png]
+    [--positions dual_chunk] [--calibration 32768] [--json FILE] [--plot FILE.png]
 
-A row of the study's task, with questions at its end, is read in pieces with a cache, by dual chunk attention. Time is
+A row of the study's task, with questions at its end, is read in pieces with a cache, by dual chunk attention, or with
+YaRN's positions and no chunks. Time is
 that of attention alone, of all layers and heads, dense ones included, beside `scaled_dot_product_attention` on the
 same queries and keys in the same run. Answers are those of the sparse reading beside the dense one. Memory is what the
 process holds at its peak beyond what it held before, beside what was to be expected. Recall and the dense answers take
@@ -25,11 +26,23 @@ from mixlora.evaluation.sparse_budgets import calibrate, measure
 from mixlora.modeling.long_attention import LongAttention
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+from retrieval_reader import Study, method_config
 from retrieval_tasks import TASKS, Rows, make_rows
 
 PIECE = 4096
 FLOAT = 4
 """Bytes of a number."""
+
+
+def decoder(folder: Path, method: str, length: int) -> Any:
+    """The study's decoder, as it reads rows of `length` tokens by a method of the study."""
+    trained = MixLoraForConditionalGeneration.from_pretrained(folder / "decoder").eval()
+    text = trained.config.text_config
+    sizes = (text.hidden_size, text.num_hidden_layers, text.num_attention_heads, text.head_dim)
+    study = Study(*sizes, text.max_position_embeddings)
+    model = MixLoraForConditionalGeneration(method_config(study, method, length)).eval()
+    model.load_state_dict(trained.state_dict())
+    return model
 
 
 def row_of(task: str, length: int, seed: int) -> Rows:
@@ -109,6 +122,7 @@ def main() -> None:
     parser.add_argument(
         "--task", choices=[name for name, task in TASKS.items() if task.media is None], default="lookup"
     )
+    parser.add_argument("--positions", choices=["dual_chunk", "dual_chunk_temperature", "yarn"], default="dual_chunk")
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
     parser.add_argument("--calibration", type=int, default=32768, help="tokens that budgets are searched on")
     parser.add_argument("--budgets", type=Path, help="JSON of an earlier run whose budgets are taken")
@@ -119,24 +133,21 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
 
-    model = MixLoraForConditionalGeneration.from_pretrained(args.study / "decoder").eval()
-    trained = model.config.text_config.max_position_embeddings
-    chunks = {"method": "dual_chunk", "chunk_size": trained, "local_size": trained // 8}
-    model.config.set_long_context(long_context=chunks)
-    print(f"{torch.get_num_threads()} threads, {chunks}, task {args.task}")
+    print(f"{torch.get_num_threads()} threads, {args.positions}, task {args.task}")
     if args.budgets:
         budgets = json.loads(args.budgets.read_text(encoding="utf-8"))["budgets"]
     else:
         sizes = {"min_length": PIECE, "block_size": args.block_size}
         batch = {"input_ids": row_of(args.task, args.calibration, 0).ids}
+        model = decoder(args.study, args.positions, args.calibration)
         budgets, _ = calibrate(model, [batch], recall=args.recall, columns=(16, 64, 256, 1024), **sizes)
     print("budgets", json.dumps(budgets["budgets"]), flush=True)
 
     records = []
     for length in args.lengths:
+        model = decoder(args.study, args.positions, length)
         row, record = row_of(args.task, length, 1), {"tokens": length}
         if length <= args.check:
-            model.config.set_long_context(sparse_prefill=None)
             record["dense_right"] = answers(model, row)
         model.config.set_long_context(sparse_prefill=budgets)
         if length <= args.check:
