@@ -56,6 +56,8 @@ def column_parts(
 
     A block does not read columns that it reads by a diagonal, nor those of its own keys and of later ones.
     """
+    if not len(columns):
+        return
     blocks, _, block, _ = query.shape
     number = torch.arange(blocks, device=columns.device)[:, None]
     apart = number - (columns - stretch.first).div(block, rounding_mode="floor")
@@ -71,13 +73,16 @@ def column_parts(
         )
     by_some = seen.any(0) & ~by_all
     if bool(by_some.any()):
-        key, value = (each[columns[by_some]].expand(blocks, 1, -1, -1) for each in (stretch.key, stretch.value))
+        key, value = (each[columns[by_some]][None, None] for each in (stretch.key, stretch.value))
         hidden = ~seen[:, by_some]
         nothing = hidden.all(1)
         hidden = hidden & ~nothing[:, None]  # such a block sees all here, and counts for nothing below
         mask = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device).masked_fill(hidden, -torch.inf)
-        output, total = attend_part(query, key, value, stretch.scale, mask=mask[:, None, None])
-        yield (output, total.masked_fill(nothing[:, None, None], -torch.inf)), hidden.numel() * block
+        # All blocks together: the kernel is quicker with many queries than with many batches.
+        mask = mask.repeat_interleave(block, dim=0)
+        output, total = attend_part(query.flatten(0, 2)[None, None], key, value, stretch.scale, mask=mask[None, None])
+        total = blocked(total[0, 0], blocks, block).masked_fill(nothing[:, None, None], -torch.inf)
+        yield (blocked(output[0, 0], blocks, block), total), hidden.numel() * block
 
 
 def runs(distances: list[int]) -> list[tuple[int, int]]:

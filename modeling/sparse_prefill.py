@@ -23,6 +23,10 @@ Budget = tuple[int, int]
 """Columns, and diagonals of blocks, the queries' own block among them."""
 
 
+NOTHING = -80.0
+"""What scores below the largest count as, at least: exponentials of lower ones are denormal, which is slow."""
+
+
 @dataclass(frozen=True)
 class SparsePrefill:
     """A decoder's `config.sparse_prefill`.
@@ -72,10 +76,12 @@ def exact(stretch: Stretch, start: int, end: int, block: int) -> tuple[Partial, 
         high = min(high, last)
         scores[:, low:high] = (query[start:] * stretch.scale) @ stretch.key[low:high].T
     own = scores[:, stretch.first + start :]
-    own.masked_fill_(torch.ones_like(own, dtype=torch.bool).triu(1), -torch.inf)
+    later = torch.ones_like(own, dtype=torch.bool).triu(1)
+    own.masked_fill_(later, -torch.inf)
     # Few passes over the scores, in place: they are most of the cost of a head that reads little.
     most = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(most).exp_()
+    weights = scores.sub_(most).clamp_(min=NOTHING).exp_()
+    own.masked_fill_(later, 0)
     norm = weights.sum(-1, keepdim=True)
     output = (weights.to(stretch.value.dtype) @ stretch.value[:last]) / norm
     at = torch.arange(stretch.first + start, last, device=scores.device)
