@@ -74,7 +74,7 @@ def answers(model: Any, row: Rows, cache: DynamicCache) -> float:
     for group in row.ids[:, before:].split(GROUP * FACT, dim=1):
         hidden = model.model(group, past_key_values=cache).last_hidden_state
         found.append(model.lm_head(hidden[0, FACT - 2 :: FACT]).argmax(-1))
-        cache.crop(before)
+        cache.crop(-group.shape[1])
     return float((torch.cat(found) == row.answers[0]).float().mean())
 
 

@@ -97,10 +97,9 @@ class Training:
 
     def learn(self) -> dict[str, Any]:
         """One step; gives its line of the log."""
-        left = self.options.steps - self.step
-        share = min((self.step + 1) / 100, 1 - self.step / 1000, left / 430)  # rises, falls slowly, falls to nothing
+        left = 1 - self.step / self.options.steps
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * share
+            optimizer.param_groups[0]["lr"] = rate * min((self.step + 1) / 100, left)
         rows, names = self.batch()
         generator = torch.Generator().manual_seed(self.step)
         idle = idle_tokens(rows, min(IDLE, self.length // 2), generator)
