@@ -133,7 +133,8 @@ def attend_sparsely(stretches: Sequence[Stretch], budget: Budget, spec: SparsePr
     end = first + sparse_blocks(last - first, block) * block
     blocks = [max(min(each.last, end) - each.first, 0) // block for each in stretches]
     wide = torch.promote_types(stretches[-1].key.dtype, torch.float32)
-    looked, tails, pairs = stretches[-1].key.new_zeros(2, last, dtype=wide), [], 0
+    looked, pairs = stretches[-1].key.new_zeros(2, last, dtype=wide), 0
+    tails: list[Partial | None] = []
     for each, count in zip(stretches, blocks, strict=True):
         if count * block == each.length:
             tails.append(None)
