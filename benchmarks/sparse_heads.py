@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from mixlora.modeling.sparse_prefill import Budget, SparsePrefill, Stretch, attend_sparsely
+from mixlora.modeling.sparse_parts import Stretch
+from mixlora.modeling.sparse_prefill import Budget, SparsePrefill, attend_sparsely
 
 
 def seconds(run: Callable[[], Any], times: int) -> float:
@@ -36,7 +37,7 @@ def read(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, budget: Bu
     for first in range(0, len(query), spec.segment):
         last = min(first + spec.segment, len(query))
         stretch = Stretch(((0, last, query[first:last]),), key[:last], value[:last], first, query.shape[1] ** -0.5)
-        pairs += attend_sparsely(stretch, budget, spec)[1]
+        pairs += attend_sparsely([stretch], budget, spec)[1]
     return pairs
 
 

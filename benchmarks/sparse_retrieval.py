@@ -1,11 +1,12 @@
 """Sparse prefill of the decoder that `scripts/long_context_study.py` trained: time, recall, answers and memory.
 
 python benchmarks/sparse_retrieval.py --study build/long_context [--task lookup] [--lengths 4096 8192 16384 32768]
-    [--calibration 32768] [--json FILE] [--plot FILE.png]
+    [--positions dual_chunk] [--calibration 32768] [--json FILE] [--plot FILE.png]
 
-A row of the study's task, with questions at its end, is read in pieces with a cache, by dual chunk attention. Time is
-that of attention alone, of all layers and heads, dense ones included, beside `scaled_dot_product_attention` on the
-same queries and keys in the same run. Answers are those of the sparse reading beside the dense one. Memory is what the
+A row of the study's task is read in pieces with a cache, up to its questions, by dual chunk attention or with YaRN's
+positions and no chunks. Then all questions are asked about it, a group at a time. Time is that of attention while the
+row is read, of all layers and heads, dense ones included, beside `scaled_dot_product_attention` on the same queries
+and keys in the same run. Answers are those after the sparse reading beside those after a dense one. Memory is what the
 process holds at its peak beyond what it held before, beside what was to be expected. Recall and the dense answers take
 a dense reading each: `--check` is the longest row that gets them.
 """
@@ -25,38 +26,67 @@ from mixlora.evaluation.sparse_budgets import calibrate, measure
 from mixlora.modeling.long_attention import LongAttention
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-from retrieval_tasks import TASKS, Rows, make_rows
+from retrieval_reader import Study, method_config
+from retrieval_tasks import FACT, TASKS, Rows, facts_of, make_rows
 
 PIECE = 4096
+GROUP = 32
+"""Questions that are asked together: few enough to be read exactly, as the end of any prompt is."""
 FLOAT = 4
 """Bytes of a number."""
 
 
+def decoder(folder: Path, method: str, length: int) -> Any:
+    """The study's decoder, as it reads rows of `length` tokens by a method of the study."""
+    trained = MixLoraForConditionalGeneration.from_pretrained(folder / "decoder").eval()
+    text = trained.config.text_config
+    sizes = (text.hidden_size, text.num_hidden_layers, text.num_attention_heads, text.head_dim)
+    study = Study(*sizes, text.max_position_embeddings)
+    model = MixLoraForConditionalGeneration(method_config(study, method, length)).eval()
+    model.load_state_dict(trained.state_dict())
+    return model
+
+
 def row_of(task: str, length: int, seed: int) -> Rows:
-    """One row of the task."""
-    return make_rows(task, 1, length, torch.Generator().manual_seed(seed))
+    """A row of the task with `length` tokens before its questions."""
+    facts = facts_of(TASKS[task], length)
+    return make_rows(task, 1, length + FACT * facts, torch.Generator().manual_seed(seed), facts)
+
+
+def haystack(row: Rows) -> torch.Tensor:
+    """What stands before the questions, `[1, tokens]`."""
+    return row.ids[:, : row.asked[0] - FACT + 1]
 
 
 @torch.no_grad()
-def answers(model: Any, row: Rows) -> float:
-    """The share of the row's questions that is answered right, the row being read in pieces."""
-    cache, found = DynamicCache(config=model.config.text_config), []
-    for start in range(0, row.ids.shape[1], PIECE):
-        piece = row.ids[:, start : start + PIECE]
-        hidden = model.model(piece, past_key_values=cache).last_hidden_state
-        here = row.asked[(row.asked > start) & (row.asked <= start + piece.shape[1])] - 1 - start
-        found.append(model.lm_head(hidden[0, here]).argmax(-1))
+def read(model: Any, ids: torch.Tensor) -> DynamicCache:
+    """Reads `ids` in pieces; gives the cache."""
+    cache = DynamicCache(config=model.config.text_config)
+    for piece in ids.split(PIECE, dim=1):
+        model.model(piece, past_key_values=cache)
+    return cache
+
+
+@torch.no_grad()
+def answers(model: Any, row: Rows, cache: DynamicCache) -> float:
+    """The share of a row's questions that is answered right, asked in groups about what was read once."""
+    found, before = [], cache.get_seq_length()
+    for group in row.ids[:, before:].split(GROUP * FACT, dim=1):
+        hidden = model.model(group, past_key_values=cache).last_hidden_state
+        found.append(model.lm_head(hidden[0, FACT - 2 :: FACT]).argmax(-1))
+        cache.crop(-group.shape[1])
     return float((torch.cat(found) == row.answers[0]).float().mean())
 
 
 def timed(model: Any, row: Rows) -> tuple[Stopwatch, float]:
-    """Attention times of reading a row, and its answers."""
+    """Attention times of reading what stands before the questions, and the answers."""
     watch = Stopwatch()
     LongAttention.attend = lambda self, *args, **kwargs: watch(self, *args, **kwargs)  # type: ignore[method-assign]
     try:
-        return watch, answers(model, row)
+        cache = read(model, haystack(row))
     finally:
         LongAttention.attend = watch.attend  # type: ignore[method-assign]
+    return watch, answers(model, row, cache)
 
 
 def expected_bytes(model: Any, length: int) -> int:
@@ -79,7 +109,7 @@ def peak_bytes(model: Any, row: Rows) -> int:
         return 0
     forget.write_text("5", encoding="utf-8")
     before = held("VmRSS")
-    answers(model, row)
+    read(model, haystack(row))
     return held("VmHWM") - before
 
 
@@ -109,6 +139,7 @@ def main() -> None:
     parser.add_argument(
         "--task", choices=[name for name, task in TASKS.items() if task.media is None], default="lookup"
     )
+    parser.add_argument("--positions", choices=["dual_chunk", "dual_chunk_temperature", "yarn"], default="dual_chunk")
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
     parser.add_argument("--calibration", type=int, default=32768, help="tokens that budgets are searched on")
     parser.add_argument("--budgets", type=Path, help="JSON of an earlier run whose budgets are taken")
@@ -119,28 +150,25 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
 
-    model = MixLoraForConditionalGeneration.from_pretrained(args.study / "decoder").eval()
-    trained = model.config.text_config.max_position_embeddings
-    chunks = {"method": "dual_chunk", "chunk_size": trained, "local_size": trained // 8}
-    model.config.set_long_context(long_context=chunks)
-    print(f"{torch.get_num_threads()} threads, {chunks}, task {args.task}")
+    print(f"{torch.get_num_threads()} threads, {args.positions}, task {args.task}")
     if args.budgets:
         budgets = json.loads(args.budgets.read_text(encoding="utf-8"))["budgets"]
     else:
         sizes = {"min_length": PIECE, "block_size": args.block_size}
-        batch = {"input_ids": row_of(args.task, args.calibration, 0).ids}
+        batch = {"input_ids": haystack(row_of(args.task, args.calibration, 0))}
+        model = decoder(args.study, args.positions, args.calibration)
         budgets, _ = calibrate(model, [batch], recall=args.recall, columns=(16, 64, 256, 1024), **sizes)
     print("budgets", json.dumps(budgets["budgets"]), flush=True)
 
     records = []
     for length in args.lengths:
+        model = decoder(args.study, args.positions, length)
         row, record = row_of(args.task, length, 1), {"tokens": length}
         if length <= args.check:
-            model.config.set_long_context(sparse_prefill=None)
-            record["dense_right"] = answers(model, row)
+            record["dense_right"] = answers(model, row, read(model, haystack(row)))
         model.config.set_long_context(sparse_prefill=budgets)
         if length <= args.check:
-            record |= summary(measure(model, {"input_ids": row.ids}))
+            record |= summary(measure(model, {"input_ids": haystack(row)}))
         watch, record["right"] = timed(model, row)
         record |= {"dense_seconds": watch.dense, "our_seconds": watch.ours, "times": watch.dense / watch.ours}
         record |= {"expected_bytes": expected_bytes(model, length), "peak_bytes": peak_bytes(model, row)}

@@ -6,7 +6,7 @@ import torch
 
 from .partial_attention import Partial, attend_part, merge
 from .row_layout import Segment
-from .sparse_prefill import Stretch
+from .sparse_parts import Stretch
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,23 @@ class Piece:
     regions: tuple[Region, ...]
 
 
-def pieces(segment: Segment, step: int | None, longest: int | None = None) -> list[Piece]:
-    """A segment's new tokens cut at the borders of chunks of `step` tokens, and into at most `longest` of them."""
-    found = []
-    first = segment.length - segment.new
+def pieces(segment: Segment, step: int | None, longest: int | None = None) -> list[list[Piece]]:
+    """A segment's new tokens in groups of at most `longest` of them, each cut at the borders of chunks of `step`."""
+    groups: list[list[Piece]] = []
+    first, until = segment.length - segment.new, segment.length - segment.new
     while first < segment.length:
-        last, start, before = segment.length, 0, 0
+        if first == until:
+            groups.append([])
+            until = segment.length if longest is None else min(first + longest, segment.length)
+        last, start, before = until, 0, 0
         if step is not None:
             start = (first + segment.first) // step * step - segment.first
             last = min(last, start + step)
             start, before = max(start, 0), max(start - step, 0)
-        if longest is not None:
-            last = min(last, first + longest)
         regions = [Region("inter", 0, before), Region("successive", before, start), Region("intra", start, last)]
-        found.append(Piece(first, last, tuple(region for region in regions if region.last > region.first)))
+        groups[-1].append(Piece(first, last, tuple(region for region in regions if region.last > region.first)))
         first = last
-    return found
+    return groups
 
 
 def dense_piece(
@@ -69,17 +70,20 @@ def dense_piece(
     return merge(parts)
 
 
-def stretch_of(
-    piece: Piece,
-    queries: list[torch.Tensor],
+def stretches_of(
+    group: list[Piece],
+    queries: list[list[torch.Tensor]],
     key: torch.Tensor,
     value: torch.Tensor,
     scale: float,
     row: int,
     head: int,
-) -> Stretch:
-    """One head of one row of a piece; arguments as in [`dense_piece`]."""
-    shared = head * key.shape[1] // queries[0].shape[1]
-    regions = zip(piece.regions, queries, strict=True)
-    mine = tuple((region.first, region.last, query[row, head]) for region, query in regions)
-    return Stretch(mine, key[row, shared], value[row, shared], piece.first, scale)
+) -> list[Stretch]:
+    """One head of one row of each piece of a group; arguments as in [`dense_piece`], queries for each piece."""
+    shared = head * key.shape[1] // queries[0][0].shape[1]
+    found = []
+    for piece, turned in zip(group, queries, strict=True):
+        regions = zip(piece.regions, turned, strict=True)
+        mine = tuple((region.first, region.last, query[row, head]) for region, query in regions)
+        found.append(Stretch(mine, key[row, shared], value[row, shared], piece.first, scale))
+    return found

@@ -6,12 +6,13 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from .chunk_pieces import Piece, dense_piece, pieces, stretch_of
+from .chunk_pieces import Piece, dense_piece, pieces, stretches_of
 from .configuration_mixlora import MixLoraTextConfig
 from .dual_chunk import DualChunk, Rotations
 from .rope import RotaryEmbedding, apply_rotary
 from .row_layout import RowLayout, Segment, row_layout
-from .sparse_prefill import SparsePrefill, Stretch, attend_sparsely
+from .sparse_parts import Stretch
+from .sparse_prefill import SparsePrefill, attend_sparsely
 
 FEW = 16
 """Up to this number of queries, one product with all keys is quicker than one for each part."""
@@ -56,8 +57,8 @@ class Probe(Protocol):
 
     spec: SparsePrefill
 
-    def __call__(self, layer: int, head: int, stretch: Stretch, total: torch.Tensor) -> None:
-        """`total` `[queries]`: the log-sum-exp over all keys."""
+    def __call__(self, layer: int, head: int, stretches: list[Stretch], total: torch.Tensor) -> None:
+        """`total` `[queries]`: the log-sum-exp of all queries of these stretches over all keys."""
 
 
 class LongAttention:
@@ -163,16 +164,21 @@ class LongAttention:
         if spec is not None and segment.length < spec.min_length:
             spec = None
         step, longest = None if self.chunks is None else self.chunks.step, None if spec is None else spec.segment
-        for piece in pieces(segment, step, longest):
-            where = _within(segment.queries, slice(piece.first - cached, piece.last - cached))
-            mine = self._turned(piece, segment.rows, where, query[segment.rows, :, where])
-            if spec is None or self.probe is not None:
-                output, total = dense_piece(piece, mine, key, value, scale)
-                if spec is not None and self.probe is not None:
-                    self._show(self.probe, layer, piece, mine, key, value, scale, total)
+        for group in pieces(segment, step, longest):
+            where = [_within(segment.queries, slice(piece.first - cached, piece.last - cached)) for piece in group]
+            mine = (
+                self._turned(piece, segment.rows, at, query[segment.rows, :, at])
+                for piece, at in zip(group, where, strict=True)
+            )
+            if spec is None:  # one piece after the other: a group may be the whole prompt
+                outputs = [
+                    dense_piece(piece, each, key, value, scale)[0] for piece, each in zip(group, mine, strict=True)
+                ]
+            elif self.probe is not None:
+                outputs = self._probed(self.probe, layer, group, list(mine), key, value, scale)
             else:
-                output = self._sparse_piece(spec, layer, piece, mine, key, value, scale)
-            found.append((segment.rows, where, output))
+                outputs = self._sparse(spec, layer, group, list(mine), key, value, scale)
+            found += [(segment.rows, at, output) for at, output in zip(where, outputs, strict=True)]
         return found
 
     def _turned(
@@ -181,43 +187,50 @@ class LongAttention:
         """The queries `[rows, heads, queries, dim]` as they meet each region of a piece."""
         return [apply_rotary(query, *self.rotation(region.kind, rows, where)) for region in piece.regions]
 
-    def _sparse_piece(
+    def _sparse(
         self,
         spec: SparsePrefill,
         layer: int,
-        piece: Piece,
-        queries: list[torch.Tensor],
+        group: list[Piece],
+        queries: list[list[torch.Tensor]],
         key: torch.Tensor,
         value: torch.Tensor,
         scale: float,
-    ) -> torch.Tensor:
-        """As [`dense_piece`], each head of each row by its budget."""
-        output = torch.empty_like(queries[0])
+    ) -> list[torch.Tensor]:
+        """The output of each piece of a group, as of [`dense_piece`], each head of each row by its budget."""
+        outputs = [torch.empty_like(each[0]) for each in queries]
         for head, budget in enumerate(spec.budgets[layer]):
             if budget is None:
-                shared = slice(head * key.shape[1] // output.shape[1], head * key.shape[1] // output.shape[1] + 1)
-                mine = [query[:, head : head + 1] for query in queries]
-                output[:, head : head + 1] = dense_piece(piece, mine, key[:, shared], value[:, shared], scale)[0]
+                at = head * key.shape[1] // outputs[0].shape[1]
+                shared = slice(at, at + 1)
+                for output, piece, each in zip(outputs, group, queries, strict=True):
+                    mine = [query[:, head : head + 1] for query in each]
+                    output[:, head : head + 1] = dense_piece(piece, mine, key[:, shared], value[:, shared], scale)[0]
                 continue
-            for row in range(len(output)):
-                stretch = stretch_of(piece, queries, key, value, scale, row, head)
-                output[row, head] = attend_sparsely(stretch, budget, spec)[0][0]
-        return output
+            for row in range(len(key)):
+                stretches = stretches_of(group, queries, key, value, scale, row, head)
+                whole = attend_sparsely(stretches, budget, spec)[0][0]
+                for output, part in zip(outputs, whole.split([each.length for each in stretches]), strict=True):
+                    output[row, head] = part
+        return outputs
 
-    def _show(
+    def _probed(
         self,
         probe: Probe,
         layer: int,
-        piece: Piece,
-        queries: list[torch.Tensor],
+        group: list[Piece],
+        queries: list[list[torch.Tensor]],
         key: torch.Tensor,
         value: torch.Tensor,
         scale: float,
-        total: torch.Tensor,
-    ) -> None:
-        for row, heads in enumerate(total):
-            for head, mine in enumerate(heads):
-                probe(layer, head, stretch_of(piece, queries, key, value, scale, row, head), mine)
+    ) -> list[torch.Tensor]:
+        """The output of each piece of a group, all dense, and what each head attends to shown to the probe."""
+        found = [dense_piece(piece, each, key, value, scale) for piece, each in zip(group, queries, strict=True)]
+        totals = torch.cat([total for _, total in found], dim=2)
+        for row, heads in enumerate(totals):
+            for head, total in enumerate(heads):
+                probe(layer, head, stretches_of(group, queries, key, value, scale, row, head), total)
+        return [output for output, _ in found]
 
     def rotation(self, kind: str, rows: slice, where: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin `[rows, queries or 1, rotary_dim]` with which queries meet the keys of a region."""

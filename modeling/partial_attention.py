@@ -83,5 +83,5 @@ def merge(parts: list[Partial]) -> Partial:
     total = torch.stack([each for _, each in parts]).logsumexp(0)
     merged = torch.zeros_like(parts[0][0], dtype=total.dtype)
     for output, each in parts:
-        merged = merged + (each - total).exp().unsqueeze(-1) * output
+        merged = torch.addcmul(merged, (each - total).exp().unsqueeze(-1), output.to(merged.dtype))
     return merged.to(parts[0][0].dtype), total

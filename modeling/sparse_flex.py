@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 from .partial_attention import Partial, merge
 
 if TYPE_CHECKING:
-    from .sparse_prefill import Stretch
+    from .sparse_parts import Stretch
 
 TILE = 128
 """Queries and keys of a kernel's block, at least."""

@@ -71,12 +71,16 @@ def encode(model: Any, task: str, paths: list[str]) -> torch.Tensor:
     return torch.stack([torch.cat((each.mean(0), each.amax(0))) for part in parts for each in read(part)])
 
 
+def digit_scores(train: Media) -> torch.Tensor:
+    """Least squares from vectors to how much they show each digit, `[size, 10]`; a tenth is to be added to each."""
+    ones, x = torch.nn.functional.one_hot(train.digits, 10).double(), train.vectors.double()
+    ridge = RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    return torch.linalg.solve(x.T @ x + ridge, x.T @ (ones - 0.1))
+
+
 def readable(train: Media, test: Media) -> Media:
     """Those to test with that least squares, fitted on those to train with, read right: the study is of retrieval."""
-    ones = torch.nn.functional.one_hot(train.digits, 10).double()
-    x = train.vectors.double()
-    weights = torch.linalg.solve(x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype), x.T @ (ones - 0.1))
-    right = (test.vectors.double() @ weights).argmax(-1) == test.digits
+    right = (test.vectors.double() @ digit_scores(train)).argmax(-1) == test.digits
     return Media(test.vectors[right], test.digits[right])
 
 

@@ -2,14 +2,15 @@
 
 Two names are a key, and no key comes twice in a row. A value is a number in one token or, in the tasks `picture` and
 `speech`, a placeholder for a digit that is seen or heard. The tasks differ in how thick the facts lie. Questions come
-behind each other, each with its answer, as they do in a row to train on: so one reading of a row asks many.
+behind each other, each with its answer, as they do in a row to train on: so one reading of a row asks many. The first
+token of each row is the same.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-PAD, IMAGE, AUDIO = range(3)
+PAD, IMAGE, AUDIO, BEGIN = range(4)
 NUMBERS = range(8, 108)
 FIRST = range(108, 172)
 LAST = range(172, 236)
@@ -86,7 +87,7 @@ def make_rows(name: str, rows: int, length: int, generator: torch.Generator, fac
         raise ValueError(f"task {name!r} is not one of {tuple(TASKS)}")
     task = TASKS[name]
     facts = facts_of(task, length) if facts is None else facts
-    if 2 * FACT * facts > length:
+    if 1 + 2 * FACT * facts > length:
         raise ValueError(f"task {name!r}: {facts} facts and their questions do not fit into {length} tokens")
 
     def below(limit: int, *shape: int) -> torch.Tensor:
@@ -100,8 +101,9 @@ def make_rows(name: str, rows: int, length: int, generator: torch.Generator, fac
     value = number + NUMBERS.start
     shown = torch.full_like(value, task.media) if task.media else value
     room = length - FACT * facts  # for what stands before the questions
-    places = _places(task.together, facts, room, rows, generator)
+    places = _places(task.together, facts, room - 1, rows, generator) + 1
     ids = below(len(WORDS), rows, length) + WORDS.start
+    ids[:, 0] = BEGIN
     for offset, part in enumerate((*names, shown)):
         ids.scatter_(1, places + offset, part)
     order = shuffled(facts, facts)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from mixlora.modeling.long_context_config import SPARSE_PREFILL
-from mixlora.modeling.sparse_prefill import Budget, SparsePrefill, Stretch, attend_sparsely, sparse_blocks
+from mixlora.modeling.sparse_parts import Stretch
+from mixlora.modeling.sparse_prefill import Budget, SparsePrefill, attend_sparsely, sparse_blocks
 
 COLUMNS = (64, 256, 1024, 4096)
 DIAGONALS = (2, 8, 32, 128)
@@ -44,17 +45,17 @@ class BudgetProbe:
         self.heads: dict[tuple[int, int], dict[Budget, Tried]] = {}
         self.dense: dict[tuple[int, int], int] = {}
 
-    def __call__(self, layer: int, head: int, stretch: Stretch, total: torch.Tensor) -> None:
+    def __call__(self, layer: int, head: int, stretches: list[Stretch], total: torch.Tensor) -> None:
         """`total` `[queries]`: the log-sum-exp of the queries over all keys that they see."""
         own = self.budgets if self.budgets is not None else [each for each in [self.spec.budgets[layer][head]] if each]
         tried = self.heads.setdefault((layer, head), {budget: Tried() for budget in own})
-        visible = stretch.length * stretch.first + stretch.length * (stretch.length + 1) // 2
+        visible = len(total) * stretches[0].first + len(total) * (len(total) + 1) // 2
         self.dense[layer, head] = self.dense.get((layer, head), 0) + visible
         block = self.spec.block_size
         for budget, found in tried.items():
-            (_, sparse), pairs = attend_sparsely(stretch, budget, self.spec)
+            (_, sparse), pairs = attend_sparsely(stretches, budget, self.spec)
             found.pairs += pairs
-            shares = (sparse - total).exp().clamp(max=1)[: sparse_blocks(stretch.length, block) * block]
+            shares = (sparse - total).exp().clamp(max=1)[: sparse_blocks(len(total), block) * block]
             found.recalls += shares.unflatten(0, (-1, block)).mean(-1).tolist()
 
 

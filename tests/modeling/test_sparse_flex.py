@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mixlora.modeling import sparse_flex, sparse_prefill
-from mixlora.modeling.sparse_prefill import Budget, SparsePrefill, attend_sparsely, choose, exact_end, sparse_blocks
+from mixlora.modeling.sparse_prefill import Budget, SparsePrefill, attend_sparsely, choose, exact, sparse_blocks
 from tests.modeling.test_sparse_prefill import stretch
 
 CASES = [(0, 40, 1), (3, 16, 1), (37, 21, 2), (48, 40, 3), (133, 60, 3)]
@@ -20,9 +20,9 @@ def test_it_is_what_the_parts_give(
     first: int, queries: int, regions: int, budget: Budget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     each = stretch(first, queries, regions, seed=first)
-    (wanted, wanted_total), _ = attend_sparsely(each, budget, SETTINGS)
+    (wanted, wanted_total), _ = attend_sparsely([each], budget, SETTINGS)
     monkeypatch.setattr(sparse_prefill, "goes_by_flex", lambda *args: True)
-    (output, total), pairs = attend_sparsely(each, budget, SETTINGS)
+    (output, total), pairs = attend_sparsely([each], budget, SETTINGS)
     assert (output - wanted).abs().max() < 1e-5 and (total - wanted_total).abs().max() < 1e-5
     assert pairs > 0
 
@@ -36,7 +36,8 @@ def test_tiles_hold_every_pair(
     """The kernel skips tiles that are not visited: none of them may hold a pair that is seen."""
     monkeypatch.setattr(sparse_flex, "TILE", tile)
     each, blocks = stretch(first, queries, regions, seed=first), sparse_blocks(queries, BLOCK)
-    columns, diagonals = choose(exact_end(each, blocks, BLOCK)[1], each, blocks, BLOCK, budget, SETTINGS.sinks)
+    end, forced = first + blocks * BLOCK, max(SETTINGS.sinks, first % BLOCK)
+    columns, diagonals = choose(exact(each, blocks * BLOCK, end, BLOCK)[1], end, BLOCK, budget, forced)
     places = sparse_flex.key_places(each, columns, blocks, BLOCK, tile)
     assert len(places) % tile == 0
     for low, high, _ in each.queries:

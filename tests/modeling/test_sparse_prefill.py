@@ -8,7 +8,8 @@ from huggingface_hub.errors import StrictDataclassError
 
 from mixlora.modeling.configuration_mixlora import MixLoraTextConfig
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
-from mixlora.modeling.sparse_prefill import SparsePrefill, Stretch, attend_sparsely, choose, exact_end, sparse_blocks
+from mixlora.modeling.sparse_parts import Stretch
+from mixlora.modeling.sparse_prefill import SparsePrefill, attend_sparsely, choose, exact, sparse_blocks
 from tests.modeling.model_fixtures import batch_inputs, tiny_model
 from tests.modeling.test_long_rows import SPEC, close, long_row
 from tests.modeling.test_rope_switch import text_row
@@ -51,31 +52,69 @@ def causal(each: Stretch) -> torch.Tensor:
 def test_what_is_read_is_what_was_chosen(first: int, queries: int, regions: int, budget: tuple[int, int]) -> None:
     """Pair by pair: a column, a diagonal of blocks, or the end of the stretch."""
     each = stretch(first, queries, regions)
-    blocks = sparse_blocks(queries, BLOCK)
-    seen = causal(each)
-    if blocks:
-        _, looked = exact_end(each, blocks, BLOCK)
-        columns, diagonals = choose(looked, each, blocks, BLOCK, budget, SETTINGS.sinks)
-        for i in range(blocks * BLOCK):
-            for j in range(first + i + 1):
-                apart = i // BLOCK - (j - first) // BLOCK
-                in_block = j >= first % BLOCK and bool(diagonals[apart])
-                seen[i, j] = in_block or (j in columns.tolist() and apart >= 1)
-    (output, total), pairs = attend_sparsely(each, budget, SETTINGS)
+    seen = chosen_pairs([each], budget)[0]
+    (output, total), pairs = attend_sparsely([each], budget, SETTINGS)
     wanted, wanted_total = masked(each, seen)
     assert (output - wanted).abs().max() < 1e-12 and (total - wanted_total).abs().max() < 1e-12
     assert pairs >= int(seen.sum())
-    if budget == ALL or not blocks:
+    if budget == ALL or not sparse_blocks(queries, BLOCK):
         assert bool((seen == causal(each)).all())
 
 
+def chosen_pairs(stretches: list[Stretch], budget: tuple[int, int]) -> list[torch.Tensor]:
+    """For each stretch, which of its pairs are read."""
+    first, last = stretches[0].first, stretches[-1].last
+    end = first + sparse_blocks(last - first, BLOCK) * BLOCK
+    looked = torch.zeros(2, last, dtype=torch.double)
+    for each in stretches:
+        weights = exact(each, 0, end, BLOCK)[1]
+        looked[:, : each.last] += weights
+    blocks = [max(min(each.last, end) - each.first, 0) // BLOCK for each in stretches]
+    forced = max(SETTINGS.sinks, *(each.first % BLOCK for each in stretches))
+    found = [causal(each) for each in stretches]
+    if not any(blocks):
+        return found
+    columns, diagonals = choose(looked, end, BLOCK, budget, forced)
+    for each, count, seen in zip(stretches, blocks, found, strict=True):
+        for i in range(count * BLOCK):
+            for j in range(each.first + i + 1):
+                apart = i // BLOCK - (j - each.first) // BLOCK
+                in_block = j >= each.first % BLOCK and bool(diagonals[apart])
+                seen[i, j] = in_block or (j in columns.tolist() and apart >= 1)
+    return found
+
+
+@pytest.mark.parametrize("first", [0, 37, 48])
+@pytest.mark.parametrize("sizes", [(16, 16, 12), (5, 30, 21), (20, 24, 2), (3, 4, 5)], ids=str)
+@pytest.mark.parametrize("budget", [(0, 1), (3, 2), (6, 4), (1000, 1000)])
+def test_a_segment_reads_what_its_end_chose_in_every_chunk(
+    first: int, sizes: tuple[int, ...], budget: tuple[int, int]
+) -> None:
+    """Borders of chunks lie anywhere; each chunk has its own regions and rotations."""
+    stretches, key = [], stretch(first, sum(sizes)).key
+    for seed, size in enumerate(sizes):
+        turned = stretch(first, size, 1 + 2 * (first > 0), seed).queries
+        stretches.append(
+            Stretch(turned[:-1] + ((*turned[-1][:1], first + size, turned[-1][2]),), key, key, first, 1.5)
+        )
+        first += size
+    (output, total), pairs = attend_sparsely(stretches, budget, SETTINGS)
+    seen = chosen_pairs(stretches, budget)
+    parts = [masked(each_up_to(each), mine) for each, mine in zip(stretches, seen, strict=True)]
+    assert (output - torch.cat([each for each, _ in parts])).abs().max() < 1e-12
+    assert (total - torch.cat([each for _, each in parts])).abs().max() < 1e-12
+    assert pairs >= sum(int(each.sum()) for each in seen)
+    if budget == ALL:
+        assert all(bool((mine == causal(each)).all()) for each, mine in zip(stretches, seen, strict=True))
+
+
 def test_the_most_looked_at_is_chosen() -> None:
-    each, blocks = stretch(40, 24), 5
+    blocks = 5
     weights = torch.full((BLOCK, 64), 1e-4)
     weights[:, 17] = 0.3  # a column
     for i in range(BLOCK):
         weights[i, 40 + blocks * BLOCK + i - 3 * BLOCK] = 0.2  # a diagonal
-    columns, diagonals = choose(weights.sum(0).repeat(2, 1), each, blocks, BLOCK, (1, 3), 2)
+    columns, diagonals = choose(weights.sum(0).repeat(2, 1), 40 + blocks * BLOCK, BLOCK, (1, 3), 2)
     assert columns.tolist() == [0, 1, 17]
     assert diagonals.nonzero().flatten().tolist() == [0, 1, 3]
 
@@ -92,7 +131,7 @@ def test_a_head_with_few_columns_keeps_its_attention_at_little_cost() -> None:
     for first in range(0, length, 512):
         last = first + 512
         each = Stretch(((0, last, query[first:last]),), key, key, first, 1.0)
-        (_, total), pairs = attend_sparsely(each, (8, 2), spec)
+        (_, total), pairs = attend_sparsely([each], (8, 2), spec)
         recall = (total - masked(each_up_to(each), causal(each))[1]).exp()
         assert recall.min() > 0.97
         share += pairs

@@ -7,9 +7,11 @@ import long_context_study
 import pytest
 import torch
 from long_context_results import DEPTHS, table
-from long_context_study import METHODS, Reader, Study, main, method_config
+from long_context_study import main
 from retrieval_media import Media, readable
+from retrieval_reader import METHODS, Reader, Study, method_config
 from retrieval_tasks import FACT, NUMBERS, TASKS, facts_of, make_rows
+from retrieval_training import FullMuon, idle_tokens, unrest
 
 from mixlora.modeling.rope import apply_rotary
 
@@ -93,6 +95,47 @@ def test_two_heads_begin_by_looking_back() -> None:
         scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
         assert (scores.argmax(-1)[back:] == torch.arange(600)[back:] - back).all()
         assert scores.softmax(-1).diagonal(-back)[10:].min() > 0.8
+
+
+@torch.no_grad()
+def test_digits_become_the_numbers_that_they_show() -> None:
+    reader, media = Reader(Study(), fake_media()), fake_media()
+    reader.learn_digits(media)
+    numbers = reader.model.model.language_model.embed_tokens.weight[NUMBERS.start : NUMBERS.start + 10]
+    for task, parts in media.items():
+        shown = reader.projectors[task](parts["test"].vectors)
+        nearest = torch.nn.functional.cosine_similarity(shown[:, None], numbers, dim=-1)
+        assert nearest.argmax(-1).tolist() == parts["test"].digits.tolist()
+
+
+@torch.no_grad()
+def test_tokens_rest_where_the_last_layer_looks() -> None:
+    reader, rows = Reader(Study(), {}).eval(), [make_rows("lookup", 1, 200, generator(seed)) for seed in range(2)]
+    idle = idle_tokens(rows, 30, generator())
+    for row, each in enumerate(rows):
+        assert len(set(idle[row].tolist())) == 30 and not set(idle[row].tolist()) & {0, *(each.asked - 1).tolist()}
+    ids = torch.cat([each.ids for each in rows])
+    hidden, scores = reader.read(ids, idle)
+    assert torch.equal(hidden, reader(ids, {}))
+    reader.model.set_attn_implementation({"text_config": "eager"})
+    weights = reader.model.model(ids, output_attentions=True).attentions[-1]
+    first = torch.stack([weights[row, :, places, 0] for row, places in enumerate(idle)])  # [rows, heads, places]
+    loss, mean = unrest(scores, idle, crowd=32.0)
+    torch.testing.assert_close(mean, first.mean(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(loss, (32 * (1 - first) / first).log1p().mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_optimizer_steps_as_that_of_torch() -> None:
+    """Which rounds to bf16 on its way."""
+    ours, theirs = (torch.nn.Parameter(torch.randn(24, 16, generator=generator())) for _ in range(2))
+    start = ours.detach().clone()
+    options = {"lr": 0.1, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
+    steps = [FullMuon([ours], lr=0.1), torch.optim.Muon([theirs], **options)]
+    for seed in range(3):
+        for weight, optimizer in zip((ours, theirs), steps, strict=True):
+            weight.grad = torch.randn(24, 16, generator=generator(seed + 1))
+            optimizer.step()
+    assert (ours - theirs).norm() < 0.03 * (ours - start).norm()
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
