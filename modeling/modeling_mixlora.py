@@ -20,6 +20,7 @@ from .base_checkpoint import checkpoint_folder, describe_base, is_base_tensor, l
 from .cache_name import CACHE, given_cache
 from .configuration_mixlora import FOR_LONG_ROWS, MixLoraConfig
 from .generation_mixlora import RoutedGenerationMixin
+from .input_checks import check_labels
 from .media_encoding import MediaOutput
 from .parts import Part, build
 from .phi4_checkpoint import ADAPTER_FOLDERS, load_phi4, phi4_layout
@@ -239,6 +240,7 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
         logits = apply_linear(self.lm_head, hidden_states) if is_quick else self.lm_head(hidden_states)
         loss = None
         if labels is not None:
+            check_labels(labels, logits)
             loss = self.loss_function(
                 logits,
                 self._learnable(labels),
