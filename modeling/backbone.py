@@ -14,6 +14,7 @@ from .configuration_mixlora import MixLoraConfig, MixLoraTextConfig
 from .decoder import RoutedDecoder, RoutedPreTrainedModel
 from .growing_cache import growing
 from .idle import Idle, trained_adapters
+from .inner_loading import InnerLoading
 from .input_checks import check_rows
 from .long_attention import long_layout
 from .lora_experts import Usage
@@ -70,7 +71,7 @@ class MixLoraPreTrainedModel(RoutedPreTrainedModel):
                 module._set_gradient_checkpointing(enable)  # a switch of its own, which transformers' walk passes by
 
 
-class MixLoraModel(MediaEncoding, MixLoraPreTrainedModel):
+class MixLoraModel(InnerLoading, MediaEncoding, MixLoraPreTrainedModel):
     """Towers, projectors and the routed decoder, without the head."""
 
     def __init__(self, config: MixLoraConfig):

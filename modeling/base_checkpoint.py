@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .parts import decoder_key
@@ -47,8 +48,18 @@ def describe_base(name: str | Path, revision: str | None = None) -> dict[str, An
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a folder's safetensors files."""
-    return {name: tensor for path in weight_files(folder) for name, tensor in load_file(path).items()}
+    """All tensors of a folder's safetensors files.
+
+    Raises:
+        ValueError: a file is broken, such as one that was not fetched to its end.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for path in weight_files(folder):
+        try:
+            tensors |= load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} can't be read as safetensors ({error})") from error
+    return tensors
 
 
 def load_base(base: dict[str, Any]) -> dict[str, torch.Tensor]:

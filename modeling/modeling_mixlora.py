@@ -23,12 +23,11 @@ from .generation_mixlora import RoutedGenerationMixin
 from .input_checks import check_labels
 from .media_encoding import MediaOutput
 from .parts import Part, build
-from .phi4_checkpoint import ADAPTER_FOLDERS, load_phi4, phi4_layout
+from .phi4_checkpoint import ADAPTER_FOLDERS, HUB_OPTIONS, load_phi4, phi4_layout
 from .routed_function import apply_linear
 from .router import ModalityRouter
 
 IGNORED = -100  # no loss there, as everywhere in transformers
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 @dataclass

@@ -178,6 +178,13 @@ def test_what_vllm_needs(original: Path, tmp_path: Path, monkeypatch: pytest.Mon
     config = json.loads((tmp_path / "served" / "config.json").read_text())
     assert config["architectures"] == ["Phi4MMForCausalLM"] and config["model_type"] == "phi4mm"
     assert config["embd_layer"] == tiny()["embd_layer"] and config["img_processor"] is None
+    assert config["auto_map"]["AutoConfig"].endswith("configuration_phi4mm.Phi4MMConfig")
+    processor = json.loads((tmp_path / "served" / "preprocessor_config.json").read_text())
+    rates = {"audio_compression_rate": 8, "audio_downsample_rate": 1, "audio_feat_stride": 1, "dynamic_hd": 36}
+    assert rates.items() <= processor.items()
+    assert all("processing_phi4mm.Phi4MM" in name for name in processor["auto_map"].values())
+    stored = read_file(tmp_path / "served" / "model.safetensors")
+    assert stored.keys() == tensors(original).keys()  # LoRA and `base_layer` included: vLLM skips and strips those
 
 
 def test_released_size_is_fit_for_vllm() -> None:
