@@ -101,7 +101,9 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
         layout = phi4_layout(name, hub)
         if layout is None and not config.base_model:
             return super().from_pretrained(name, *args, **kwargs)
-        folder = checkpoint_folder(name, kwargs.pop("revision", None))
+        # Microsoft's shards hold the adapters too
+        folder = checkpoint_folder(name, "*-lora/*" if layout == "phi4mm" else None, **hub)
+        kwargs = {option: value for option, value in kwargs.items() if option not in HUB_OPTIONS}
         if layout is None:
             state = load_base(config.base_model) | load_weights(folder)
         else:

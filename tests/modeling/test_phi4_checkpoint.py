@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from mixlora.modeling.backbone import MixLoraModel
+from mixlora.modeling.base_checkpoint import checkpoint_folder
 from mixlora.modeling.configuration_mixlora import MixLoraConfig, Phi4MMConfig
 from mixlora.modeling.key_maps import KEY_MAPS, NATIVE, PHI4MM, adapter_map, renamer
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
@@ -231,6 +232,28 @@ def test_the_model_without_its_head_loads_transformers_layout(tmp_path: Path) ->
     wanted = MixLoraForConditionalGeneration.from_pretrained(tmp_path / "native", dtype=torch.bfloat16).model
     assert sorted(model.config.adapters) == ["speech", "vision"] and model.dtype == torch.bfloat16
     assert all(torch.equal(value, wanted.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_checkpoint_in_a_subfolder_loads(original: Path) -> None:
+    """Config and weights from there, not the weights of the folder above."""
+    wanted = MixLoraForConditionalGeneration.from_pretrained(original)
+    for loader in (MixLoraForConditionalGeneration, AutoModelForCausalLM):
+        model = loader.from_pretrained(original.parent, subfolder=original.name)
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in wanted.state_dict().items())
+
+
+def test_the_hub_is_asked_with_all_that_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the public files of the usual cache, where a token or a cache is named."""
+    asked: dict[str, Any] = {}
+
+    def download(name: str, **options: Any) -> str:
+        asked.update(options, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr("mixlora.modeling.base_checkpoint.snapshot_download", download)
+    hub = {"revision": "abc", "token": "secret", "cache_dir": "somewhere", "local_files_only": True}
+    assert checkpoint_folder("some/model", without="*-lora/*", subfolder="inner", **hub) == tmp_path / "inner"
+    assert asked["name"] == "some/model" and asked["ignore_patterns"] == "*-lora/*" and hub.items() <= asked.items()
 
 
 def test_a_whole_folder_of_microsoft_s_loads_by_auto_classes_alone(original: Path) -> None:
