@@ -73,7 +73,7 @@ class RoutedGenerationMixin(GenerationMixin):
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         if input_ids is None and kwargs.get("inputs_embeds") is None:
             input_ids = self._beginning(generation_config or self.generation_config)
-        if input_ids is not None:
+        if input_ids is not None and kwargs.get("inputs_embeds") is None:
             check_ids(input_ids)
         chunk = kwargs.get("prefill_chunk_size", (generation_config or self.generation_config).prefill_chunk_size)
         if chunk is not None and kwargs.get("inputs_embeds") is not None:

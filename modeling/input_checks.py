@@ -7,9 +7,9 @@ from transformers.cache_utils import Cache
 
 
 def check_ids(input_ids: torch.Tensor) -> None:
-    """Raises ValueError where `input_ids` are not integers `[batch, length]`."""
-    if not _is_integers(input_ids) or input_ids.dim() != 2:
-        raise ValueError(f"input_ids: expected integers [batch, length], got {_shape(input_ids)}")
+    """Raises ValueError where `input_ids` are not integers `[batch, length]`, one row of one token at least."""
+    if not _is_integers(input_ids) or input_ids.dim() != 2 or not input_ids.numel():
+        raise ValueError(f"input_ids: expected integers [batch, length], none of them 0, got {_shape(input_ids)}")
 
 
 def check_rows(
