@@ -16,9 +16,10 @@ class InnerLoading:
 
         Args and errors are those of [`MixLoraForConditionalGeneration.from_pretrained`].
         """
-        name, parent = pretrained_model_name_or_path, super()
+        name = pretrained_model_name_or_path
+        parent: Any = super()
         if name is None or _is_stored_as_ours(name, kwargs):
-            return parent.from_pretrained(name, *args, **kwargs)  # type: ignore[misc]
+            return parent.from_pretrained(name, *args, **kwargs)
         from .modeling_mixlora import MixLoraForConditionalGeneration  # it builds upon the model here
 
         whole = MixLoraForConditionalGeneration.from_pretrained(name, *args, **kwargs)

@@ -43,7 +43,8 @@ def preprocessor_config(source: Path, config: MixLoraConfig, layout: str) -> dic
     if is_phi4_processor(source):
         pictures, clips = media_processors(source)
     else:
-        vision, speech = config.vision_config, config.speech_config
+        vision: Any = config.vision_config
+        speech: Any = config.speech_config
         pictures = Phi4ImageProcessor(size=vision.image_size, patch_size=vision.patch_size)
         clips = Phi4AudioProcessor(feature_size=speech.input_size, audio_downsample_rate=config.speech_stack)
     settings = _changed(pictures) | _changed(clips)
