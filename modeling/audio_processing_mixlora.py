@@ -51,7 +51,10 @@ def load_clip(source: Any, sampling_rate: int | None = None, where: str = "clip"
             f"Samples without their rate are taken to be at {RATE} Hz; others would be heard too slow or "
             "too fast. Say it: (samples, rate) or sampling_rate."
         )
-    rate = RATE if sampling_rate is None else int(sampling_rate)
+    try:
+        rate = RATE if sampling_rate is None else int(sampling_rate)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: a sampling rate is a number of Hz, got {sampling_rate!r}") from error
     if rate < 1000:
         raise ValueError(f"{where}: a sampling rate of {rate} Hz is not one of speech")
     if rate != RATE:

@@ -14,6 +14,8 @@ from .configuration_mixlora import MixLoraConfig, MixLoraTextConfig
 from .decoder import RoutedDecoder, RoutedPreTrainedModel
 from .growing_cache import growing
 from .idle import Idle, trained_adapters
+from .inner_loading import InnerLoading
+from .input_checks import check_rows
 from .long_attention import long_layout
 from .lora_experts import Usage
 from .masks import check_mask, count_positions
@@ -76,7 +78,7 @@ class MixLoraPreTrainedModel(RoutedPreTrainedModel):
                 module._set_gradient_checkpointing(enable)  # a switch of its own, which transformers' walk passes by
 
 
-class MixLoraModel(MediaEncoding, MixLoraPreTrainedModel):
+class MixLoraModel(InnerLoading, MediaEncoding, MixLoraPreTrainedModel):
     """Towers, projectors and the routed decoder, without the head."""
 
     def __init__(self, config: MixLoraConfig):
@@ -214,6 +216,8 @@ class MixLoraModel(MediaEncoding, MixLoraPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         past_key_values = given_cache(past_key_values, cache)
+        tokens: torch.Tensor = inputs_embeds if input_ids is None else input_ids
+        check_rows(tokens, attention_mask, adapter_ids, row_lengths, past_key_values)
         route = self.route(adapter_ids, input_ids, past_key_values)
         has_media = pixel_values is not None or input_features is not None or bool(mm_encoder_outputs)
         route = replace(route, quick=self.training or not self.config.exact_base)

@@ -6,16 +6,24 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .parts import decoder_key
 
 
-def checkpoint_folder(name: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint: itself, or the hub's snapshot of it."""
+def checkpoint_folder(name: str | Path, without: str | None = None, **hub: Any) -> Path:
+    """The local folder of a checkpoint: itself, or the hub's snapshot of it.
+
+    Args:
+        without: a pattern of files that are not fetched.
+        hub: options of `from_pretrained` such as `revision`, `token`, `cache_dir` and `subfolder`.
+    """
+    subfolder = hub.pop("subfolder", None) or ""
     if Path(name).is_dir():
-        return Path(name)
-    return Path(snapshot_download(str(name), revision=revision, allow_patterns=["*.safetensors", "*.json"]))
+        return Path(name) / subfolder
+    wanted = ["*.safetensors", "*.json"]
+    return Path(snapshot_download(str(name), allow_patterns=wanted, ignore_patterns=without, **hub)) / subfolder
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -42,13 +50,23 @@ def weights_sha256(folder: Path) -> str:
 
 def describe_base(name: str | Path, revision: str | None = None) -> dict[str, Any]:
     """What `config.base_model` says of a base: its name, revision and the sum of its weights."""
-    sha256 = weights_sha256(checkpoint_folder(name, revision))
+    sha256 = weights_sha256(checkpoint_folder(name, revision=revision))
     return {"name_or_path": str(name), "revision": revision, "sha256": sha256}
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a folder's safetensors files."""
-    return {name: tensor for path in weight_files(folder) for name, tensor in load_file(path).items()}
+    """All tensors of a folder's safetensors files.
+
+    Raises:
+        ValueError: a file is broken, such as one that was not fetched to its end.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for path in weight_files(folder):
+        try:
+            tensors |= load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} can't be read as safetensors ({error})") from error
+    return tensors
 
 
 def load_base(base: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -57,7 +75,7 @@ def load_base(base: dict[str, Any]) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: its weights are not those that the checkpoint was made with.
     """
-    folder = checkpoint_folder(base["name_or_path"], base.get("revision"))
+    folder = checkpoint_folder(base["name_or_path"], revision=base.get("revision"))
     found = weights_sha256(folder)
     if found != base["sha256"]:
         raise ValueError(

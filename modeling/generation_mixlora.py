@@ -12,6 +12,7 @@ from transformers.masking_utils import create_masks_for_generate
 from .cache_name import CACHE, NAMES, given_cache
 from .ctc_prefix import CtcGuide, CtcPrefixScorer
 from .growing_cache import growing
+from .input_checks import check_ids
 from .media_encoding import MediaOutput
 from .quantized_cache import keep_rows_apart, settings_within_rows
 from .rope import RotaryEmbedding
@@ -72,6 +73,8 @@ class RoutedGenerationMixin(GenerationMixin):
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         if input_ids is None and kwargs.get("inputs_embeds") is None:
             input_ids = self._beginning(generation_config or self.generation_config)
+        if input_ids is not None and kwargs.get("inputs_embeds") is None:
+            check_ids(input_ids)
         chunk = kwargs.get("prefill_chunk_size", (generation_config or self.generation_config).prefill_chunk_size)
         if chunk is not None and kwargs.get("inputs_embeds") is not None:
             raise ValueError("prefill_chunk_size needs input_ids: transformers does not cut inputs_embeds into chunks")

@@ -10,6 +10,7 @@ from transformers.utils import ModelOutput
 from .configuration_mixlora import MixLoraConfig
 from .decoder import RoutedDecoder
 from .idle import Idle, whole_table
+from .input_checks import check_clips, check_pictures
 from .projectors import compress_by_ctc, project_each, stack_frames
 from .router import ModalityRouter
 from .splicing import cut_by_rows, owner_rows, splice
@@ -56,6 +57,7 @@ class MediaEncoding:
         several crops a picture.
         """
         self._require("vision_tower", "pixel_values")
+        check_pictures(pixel_values, image_sizes, image_attention_mask)
         return list(self.vision_tower(pixel_values, image_sizes, image_attention_mask))
 
     def encode_speech(
@@ -65,6 +67,9 @@ class MediaEncoding:
         self._require("speech_tower", "input_features")
         if input_features_mask is None:
             input_features_mask = torch.ones_like(input_features[..., 0], dtype=torch.long)
+        with torch.device("meta"):
+            mels = self.speech_tower.blank()[0].shape[-1]
+        check_clips(input_features, input_features_mask, mels)
         return self.speech_tower(input_features, input_features_mask)
 
     def _require(self, tower: str, argument: str) -> None:

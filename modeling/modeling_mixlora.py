@@ -20,14 +20,14 @@ from .base_checkpoint import checkpoint_folder, describe_base, is_base_tensor, l
 from .cache_name import CACHE, given_cache
 from .configuration_mixlora import FOR_LONG_ROWS, MixLoraConfig
 from .generation_mixlora import RoutedGenerationMixin
+from .input_checks import check_labels
 from .media_encoding import MediaOutput
 from .parts import Part, build
-from .phi4_checkpoint import ADAPTER_FOLDERS, load_phi4, phi4_layout
+from .phi4_checkpoint import ADAPTER_FOLDERS, HUB_OPTIONS, load_phi4, phi4_layout
 from .routed_function import apply_linear
 from .router import ModalityRouter
 
 IGNORED = -100  # no loss there, as everywhere in transformers
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 def wanted_tokens(input_ids: torch.Tensor | None, logits_to_keep: int | torch.Tensor) -> torch.Tensor | None:
@@ -111,7 +111,9 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
         layout = phi4_layout(name, hub)
         if layout is None and not config.base_model:
             return super().from_pretrained(name, *args, **kwargs)
-        folder = checkpoint_folder(name, kwargs.pop("revision", None))
+        # Microsoft's shards hold the adapters too
+        folder = checkpoint_folder(name, "*-lora/*" if layout == "phi4mm" else None, **hub)
+        kwargs = {option: value for option, value in kwargs.items() if option not in HUB_OPTIONS}
         if layout is None:
             state = load_base(config.base_model) | load_weights(folder)
         else:
@@ -250,6 +252,7 @@ class MixLoraForConditionalGeneration(AdapterMethods, MixLoraPreTrainedModel, Ro
         logits = apply_linear(self.lm_head, hidden_states) if is_quick else self.lm_head(hidden_states)
         loss = None
         if labels is not None:
+            check_labels(labels, logits)
             loss = self.loss_function(
                 logits,
                 self._learnable(labels),

@@ -14,6 +14,8 @@ from .phi4_config import is_phi4
 logger = logging.getLogger(__name__)
 ADAPTER_FOLDERS = {"vision": "vision-lora", "speech": "speech-lora"}
 """Adapter -> the PEFT folder beside the weights in transformers' own layout."""
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+"""Options of `from_pretrained` that say where a file is."""
 
 
 def phi4_layout(name: str | Path, hub: dict[str, Any]) -> str | None:

@@ -109,7 +109,7 @@ class MixLoraProcessor(ProcessorMixin):
         """Decodes media, and keeps them as they are given: all in one list, or one list a row."""
         if videos is not None:
             raise ValueError("videos are not supported")
-        text = [text] if isinstance(text, str) else list(text) if text is not None else None
+        text = list(text) if isinstance(text, list | tuple) else [text]
         rate = kwargs.get("sampling_rate") or kwargs.get("audio_kwargs", {}).get("sampling_rate")
         pictures = _load_all(images, "picture", load_picture)
         clips = _load_all(audio, "clip", lambda clip, where: load_clip(clip, rate, where))

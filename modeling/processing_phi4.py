@@ -50,6 +50,23 @@ def _build(kind: Any, fields: dict[str, Any], fixed: dict[str, Any] | None = Non
     return kind(**{name: value for name, value in fields.items() if name in known and value is not None})
 
 
+def media_processors(
+    name: str | Path, parts: dict[str, Any] | None = None, **options: Any
+) -> tuple[Phi4ImageProcessor, Phi4AudioProcessor]:
+    """Those of a folder or hub repository, in any layout. Older files keep the settings of both in one place.
+
+    Args:
+        parts: what `processor_config.json` holds, where it was read before.
+    """
+    parts = _read(name, FILES[0], options) if parts is None else parts
+    shared = _read(name, FILES[1], options)
+    audio = parts.get("audio_processor") or parts.get("feature_extractor") or {}
+    return (
+        _build(Phi4ImageProcessor, shared | parts.get("image_processor", {}), FIXED_IMAGE),
+        _build(Phi4AudioProcessor, shared | audio),
+    )
+
+
 class Phi4MMProcessor(MixLoraProcessor):
     """Ids, crops and mel frames as Phi-4-Multimodal was trained with.
 
@@ -94,13 +111,9 @@ class Phi4MMProcessor(MixLoraProcessor):
     def _get_arguments_from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, processor_dict: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[Any]:
-        """Picture processor, audio processor and tokenizer. Older files keep the settings of both in one place."""
-        parts = processor_dict or {}
-        shared = _read(pretrained_model_name_or_path, FILES[1], kwargs)
-        audio = parts.get("audio_processor") or parts.get("feature_extractor") or {}
+        """Picture processor, audio processor and tokenizer."""
         return [
-            _build(Phi4ImageProcessor, shared | parts.get("image_processor", {}), FIXED_IMAGE),
-            _build(Phi4AudioProcessor, shared | audio),
+            *media_processors(pretrained_model_name_or_path, processor_dict, **kwargs),
             cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs),
         ]
 

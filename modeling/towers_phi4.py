@@ -115,7 +115,14 @@ class Phi4VisionTower(nn.Module):
         return counts
 
     def _grids(self, image_sizes: torch.Tensor) -> list[tuple[int, int]]:
-        """Rows and columns of crops of each picture."""
+        """Rows and columns of crops of each picture.
+
+        Raises:
+            ValueError: a height or width is no multiple of the crop size.
+        """
+        for i, size in enumerate(image_sizes.tolist()):
+            if any(side <= 0 or side % self.crop_size for side in size):
+                raise ValueError(f"picture {i}: image_sizes {size} must be multiples of the crops' {self.crop_size}")
         return [(int(h) // self.crop_size, int(w) // self.crop_size) for h, w in image_sizes.tolist()]
 
     def _extent(self, real: torch.Tensor, grid: tuple[int, int]) -> tuple[int, int]:
@@ -140,12 +147,14 @@ class Phi4VisionTower(nn.Module):
             For each picture `[tokens, feature_size + 2]`.
 
         Raises:
-            ValueError: no sizes, or they ask for another number of crops than there are.
+            ValueError: no sizes, or they ask for another number of crops than there are; a mask of another shape.
         """
         crops, _, height, width = pixel_values.shape
+        patches = (crops, height // self.patch_size, width // self.patch_size)
         if image_attention_mask is None:
-            grid = (crops, height // self.patch_size, width // self.patch_size)
-            image_attention_mask = torch.ones(grid, device=pixel_values.device)
+            image_attention_mask = torch.ones(patches, device=pixel_values.device)
+        if image_attention_mask.shape != patches:
+            raise ValueError(f"image_attention_mask: expected {patches}, got {tuple(image_attention_mask.shape)}")
         if image_sizes is None:
             raise ValueError("pixel_values of several crops a picture need image_sizes")
         grids = self._grids(image_sizes)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from mixlora.checkpoints.preprocessors import preprocessor_config
 from mixlora.checkpoints.stored import Stored, read, read_file, write, write_file
 from mixlora.modeling.adapter_folders import WEIGHTS, check_dense, pair_ranks, read_spec, write_config
 from mixlora.modeling.configuration_mixlora import MixLoraConfig
@@ -17,33 +18,6 @@ TOKENIZER_FILES = (
     *("chat_template*", "generation_config.json"),
 )
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-MICROSOFT = "microsoft/Phi-4-multimodal-instruct--processing_phi4mm."
-PREPROCESSORS: dict[str, dict[str, Any]] = {
-    "phi4mm": {
-        "auto_map": {
-            "AutoProcessor": MICROSOFT + "Phi4MMProcessor",
-            "AutoImageProcessor": MICROSOFT + "Phi4MMImageProcessor",
-            "AutoFeatureExtractor": MICROSOFT + "Phi4MMAudioFeatureExtractor",
-        },
-        "processor_class": "Phi4MMProcessor",
-        "image_processor_type": "Phi4MMImageProcessor",
-        "feature_extractor_type": "Phi4MMAudioFeatureExtractor",
-        "audio_compression_rate": 8,
-        "audio_downsample_rate": 1,
-        "audio_feat_stride": 1,
-        "dynamic_hd": 36,
-    },
-    "phi4_multimodal": {
-        "processor_class": "Phi4MultimodalProcessor",
-        "image_processor_type": "Phi4MultimodalImageProcessor",
-        "feature_extractor_type": "Phi4MultimodalFeatureExtractor",
-        "audio_compression_rate": 8,
-        "audio_downsample_rate": 1,
-        "audio_feat_stride": 1,
-        "dynamic_hd": 36,
-    },
-}
-"""`preprocessor_config.json` of both layouts."""
 
 
 def new_folder(source: str | Path, destination: str | Path) -> tuple[Path, Path]:
@@ -210,7 +184,7 @@ def _export(source: str | Path, destination: str | Path, layout: str) -> None:
     if unknown := [name for name in left if ".lora_" not in name or layout == "phi4mm"]:
         raise ValueError(f"{source}: {unknown[:5]} have no place in the layout {layout!r}")
     _write_json(destination / "config.json", theirs)
-    _write_json(destination / PROCESSOR_FILES[0], PREPROCESSORS[layout])
+    _write_json(destination / PROCESSOR_FILES[0], preprocessor_config(source, config, layout))
     write(destination, tensors)
     _copy(source, destination, TOKENIZER_FILES)
 

@@ -4,21 +4,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import Phi3Config, Phi3ForCausalLM, Phi4MultimodalForCausalLM
+from transformers import Phi3Config, Phi3ForCausalLM, Phi4MultimodalForCausalLM, Phi4MultimodalProcessor
 
 from mixlora.checkpoints import convert as conversion
 from mixlora.checkpoints.stored import read, read_file, write, write_file
 from mixlora.cli import main
+from mixlora.modeling.audio_processing_phi4 import Phi4AudioProcessor
 from mixlora.modeling.configuration_mixlora import MixLoraConfig
+from mixlora.modeling.image_processing_phi4 import Phi4ImageProcessor
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
+from mixlora.modeling.processing_mixlora import MixLoraProcessor
+from mixlora.modeling.processing_phi4 import Phi4MMProcessor
 from tests.modeling.model_fixtures import tiny_model
-from tests.modeling.phi4_fixtures import make_row, native_model, our_inputs, phi4mm_tensors, write_native
+from tests.modeling.phi4_fixtures import CROP, MELS, make_row, native_model, our_inputs, phi4mm_tensors, write_native
 from tests.modeling.phi4mm_config import RELEASED, tiny
+from tests.modeling.processor_fixtures import native_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +97,32 @@ def test_transformers_layout_comes_back_bit_by_bit(native: Path, tmp_path: Path)
         assert torch.equal(loaded(**row).logits, expected)
 
 
+@pytest.mark.parametrize("layout", ["phi4", "transformers"])
+@pytest.mark.parametrize("saved", [True, False], ids=["beside the weights", "none"])
+def test_an_export_keeps_the_settings_of_the_processor(
+    original: Path, tmp_path: Path, layout: str, saved: bool
+) -> None:
+    """Fewer crops a picture, another size of them, other mel bins; without a processor they follow from the model."""
+    conversion.convert(original, tmp_path / "ours")
+    most = 4 if saved else 36
+    mine = Phi4MMProcessor(
+        Phi4ImageProcessor(size=CROP, dynamic_hd=most), Phi4AudioProcessor(feature_size=MELS), native_tokenizer()
+    )
+    (mine if saved else mine.tokenizer).save_pretrained(tmp_path / "ours")
+    command(["export", layout, str(tmp_path / "ours"), str(tmp_path / "out")])
+    again = MixLoraProcessor.from_pretrained(tmp_path / "out")
+    picture, clip = Image.effect_noise((300, 200), 50), (np.sin(np.arange(4000) / 7), 16000)
+    row = {"text": "<|user|><|image|><|audio|>What?<|end|>", "images": [picture], "audio": [clip]}
+    wanted = mine(**row)
+    assert len(wanted["pixel_values"]) == 1 + (4 if saved else 24) and wanted["input_features"].shape[-1] == MELS
+    found = again(**row)
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    if layout == "transformers":
+        theirs = Phi4MultimodalProcessor.from_pretrained(tmp_path / "out")
+        assert (theirs.image_processor.dynamic_hd, theirs.image_processor.size.height) == (most, CROP)
+        assert theirs.audio_processor.feature_size == MELS
+
+
 def test_both_layouts_convert_to_what_from_pretrained_gives(native: Path, original: Path, tmp_path: Path) -> None:
     inputs = our_inputs([make_row(sizes=[(70, 56)]), make_row(frames=[20]), make_row()])
     for name, folder in (("native", native), ("original", original)):
@@ -145,6 +178,13 @@ def test_what_vllm_needs(original: Path, tmp_path: Path, monkeypatch: pytest.Mon
     config = json.loads((tmp_path / "served" / "config.json").read_text())
     assert config["architectures"] == ["Phi4MMForCausalLM"] and config["model_type"] == "phi4mm"
     assert config["embd_layer"] == tiny()["embd_layer"] and config["img_processor"] is None
+    assert config["auto_map"]["AutoConfig"].endswith("configuration_phi4mm.Phi4MMConfig")
+    processor = json.loads((tmp_path / "served" / "preprocessor_config.json").read_text())
+    rates = {"audio_compression_rate": 8, "audio_downsample_rate": 1, "audio_feat_stride": 1, "dynamic_hd": 36}
+    assert rates.items() <= processor.items()
+    assert all("processing_phi4mm.Phi4MM" in name for name in processor["auto_map"].values())
+    stored = read_file(tmp_path / "served" / "model.safetensors")
+    assert stored.keys() == tensors(original).keys()  # LoRA and `base_layer` included: vLLM skips and strips those
 
 
 def test_released_size_is_fit_for_vllm() -> None:

@@ -56,6 +56,8 @@ def test_a_tone_keeps_its_pitch_at_any_rate(rate):
         (["a"] * 500, "expected int16"),
         ([[1.0], [1.0, 2.0]], "no array"),
         ((TONE, 0), "0 Hz"),
+        ((TONE, "16k"), "a number of Hz, got '16k'"),
+        ((TONE, float("nan")), "a number of Hz, got nan"),
         (b"RIFF", "can't be read"),
         ("no/such/file.wav", "can't be read"),
         ("http://example.org/a.wav", "not fetched"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForMultimodalLM
+from transformers import AutoModel, AutoModelForMultimodalLM
 
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
 from tests.modeling.model_fixtures import make_loud
@@ -26,6 +26,8 @@ def test_the_base_is_named_and_checked(tmp_path):
         inputs = {"input_ids": ids, "adapter_ids": torch.tensor([adapter])}
         for loader in (MixLoraForConditionalGeneration, AutoModelForMultimodalLM):
             assert torch.equal(loader.from_pretrained(folder).eval()(**inputs).logits, model(**inputs).logits)
+    inner, wanted = AutoModel.from_pretrained(folder), model.model.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in inner.state_dict().items())
 
     make_loud(FAMILIES["qwen2"](), seed=9).save_pretrained(base)
     with pytest.raises(ValueError, match="not the decoder that this checkpoint was trained with"):

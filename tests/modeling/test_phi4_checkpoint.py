@@ -11,12 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
     Phi4MultimodalConfig,
 )
 
+from mixlora.modeling.backbone import MixLoraModel
+from mixlora.modeling.base_checkpoint import checkpoint_folder
 from mixlora.modeling.configuration_mixlora import MixLoraConfig, Phi4MMConfig
 from mixlora.modeling.key_maps import KEY_MAPS, NATIVE, PHI4MM, adapter_map, renamer
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
@@ -213,6 +216,46 @@ def test_auto_classes_load_microsoft_s_layout_without_its_code(original: Path) -
     assert type(AutoModelForCausalLM.from_config(Phi4MMConfig.from_dict(tiny()))) is MixLoraForConditionalGeneration
 
 
+@pytest.mark.parametrize("loader", [MixLoraModel, AutoModel])
+def test_the_model_without_its_head_loads_the_same_weights(loader: Any, original: Path) -> None:
+    """Not random ones, under names that no tensor of the checkpoint has."""
+    wanted = MixLoraForConditionalGeneration.from_pretrained(original).model.state_dict()
+    model, info = loader.from_pretrained(original, output_loading_info=True)
+    assert type(model) is MixLoraModel and not model.training and not info["missing_keys"]
+    found = model.state_dict()
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_the_model_without_its_head_loads_transformers_layout(tmp_path: Path) -> None:
+    write_native(native_model(0), tmp_path / "native", 0)
+    model = MixLoraModel.from_pretrained(tmp_path / "native", dtype=torch.bfloat16)
+    wanted = MixLoraForConditionalGeneration.from_pretrained(tmp_path / "native", dtype=torch.bfloat16).model
+    assert sorted(model.config.adapters) == ["speech", "vision"] and model.dtype == torch.bfloat16
+    assert all(torch.equal(value, wanted.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_checkpoint_in_a_subfolder_loads(original: Path) -> None:
+    """Config and weights from there, not the weights of the folder above."""
+    wanted = MixLoraForConditionalGeneration.from_pretrained(original)
+    for loader in (MixLoraForConditionalGeneration, AutoModelForCausalLM):
+        model = loader.from_pretrained(original.parent, subfolder=original.name)
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in wanted.state_dict().items())
+
+
+def test_the_hub_is_asked_with_all_that_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the public files of the usual cache, where a token or a cache is named."""
+    asked: dict[str, Any] = {}
+
+    def download(name: str, **options: Any) -> str:
+        asked.update(options, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr("mixlora.modeling.base_checkpoint.snapshot_download", download)
+    hub = {"revision": "abc", "token": "secret", "cache_dir": "somewhere", "local_files_only": True}
+    assert checkpoint_folder("some/model", without="*-lora/*", subfolder="inner", **hub) == tmp_path / "inner"
+    assert asked["name"] == "some/model" and asked["ignore_patterns"] == "*-lora/*" and hub.items() <= asked.items()
+
+
 def test_a_whole_folder_of_microsoft_s_loads_by_auto_classes_alone(original: Path) -> None:
     """Config, weights and processor files in one place, as on the hub; each config names code that is not there."""
     write_microsofts(original)
@@ -265,6 +308,14 @@ def test_a_zero_lora_b_is_an_error(original: Path) -> None:
 def test_a_missing_tensor_is_an_error(original: Path) -> None:
     rewrite(original, lambda tensors: tensors.pop(next(name for name in tensors if "audio_embed.encoder" in name)))
     with pytest.raises(ValueError, match=r"lacks tensors of this model: \['model\.speech_tower"):
+        MixLoraForConditionalGeneration.from_pretrained(original)
+
+
+def test_a_broken_shard_is_named(original: Path) -> None:
+    """As one that was not fetched to its end."""
+    shard = original / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"model-00002-of-00002\.safetensors can't be read as safetensors"):
         MixLoraForConditionalGeneration.from_pretrained(original)
 
 

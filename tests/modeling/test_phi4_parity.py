@@ -23,10 +23,11 @@ ROWS: dict[str, dict[str, Any]] = {
     "a clip of 45 seconds": {"frames": [4500]},
     "picture and clip": {"sizes": [(90, 56)], "frames": [33]},
 }
-ADAPTERS = {
-    **{"text": None, "one picture": "vision", "a padded picture of six crops": "vision", "two pictures": "vision"},
-    **{"one clip": "speech", "two clips of one length": "speech", "a clip of 45 seconds": "speech"},
-    "picture and clip": "vision",
+BEYOND_THE_SWITCH: dict[str, dict[str, Any]] = {
+    "long text": {"words": 1040},
+    "a picture in a long text": {"sizes": [(70, 130)], "words": 1040},
+    "a clip in a long text": {"frames": [61], "words": 1040},
+    "both in a long text": {"sizes": [(56, 56)], "frames": [33], "words": 1040},
 }
 
 
@@ -40,9 +41,9 @@ def models(seed: int) -> tuple[Any, MixLoraForConditionalGeneration]:
     return peer, ours
 
 
-def expected(peer: Any, kind: str, row: dict[str, Any]) -> torch.Tensor:
+def expected(peer: Any, row: dict[str, Any]) -> torch.Tensor:
     """The peer's logits with the adapter that the row's modality asks for."""
-    use_adapter(peer, ADAPTERS[kind])
+    use_adapter(peer, "vision" if row["pictures"] else "speech" if row["clips"] else None)
     with torch.no_grad():
         return peer(**peer_inputs(row), use_cache=False).logits[0]
 
@@ -61,14 +62,14 @@ def assert_same(found: torch.Tensor, wanted: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("kind", ROWS | BEYOND_THE_SWITCH)
 def test_logits_are_those_of_transformers(kind: str, seed: int) -> None:
     """In double precision: loud weights and long clips amplify the rounding of single precision past the bound."""
     peer, ours = (deepcopy(model).double() for model in models(seed))
-    row = {name: as_double(value) for name, value in make_row(**ROWS[kind], seed=seed).items()}
+    row = {name: as_double(value) for name, value in make_row(**(ROWS | BEYOND_THE_SWITCH)[kind], seed=seed).items()}
     with torch.no_grad():
         found = ours(**our_inputs([row])).logits[0]
-    assert_same(found, expected(peer, kind, row))
+    assert_same(found, expected(peer, row))
 
 
 @pytest.mark.parametrize("kind", ["one picture", "one clip", "picture and clip"])
@@ -96,8 +97,8 @@ def test_each_row_of_a_mixed_batch_is_as_transformers_has_it_alone(implementatio
     with torch.no_grad():
         logits = ours(**our_inputs(rows)).logits
     ours.set_attn_implementation("eager")
-    for kind, row, found in zip(kinds, rows, logits, strict=True):
-        assert_same(found[-len(row["ids"]) :], expected(peer, kind, row))
+    for row, found in zip(rows, logits, strict=True):
+        assert_same(found[-len(row["ids"]) :], expected(peer, row))
 
 
 def test_greedy_answers_of_a_mixed_batch_are_those_of_rows_alone() -> None:

@@ -116,6 +116,7 @@ def test_bad_input_names_row_and_item(chats, message):
         ({"text": ["<|image|>"]}, "0 pictures are given"),
         ({"text": ["x"], "audio": [(TONE, 16000)]}, "1 clips are given"),
         ({"text": []}, "non-empty list"),
+        ({"text": 3}, "text: expected a string or a non-empty list of strings"),
     ],
 )
 def test_counts_are_checked_row_by_row(arguments, message):
