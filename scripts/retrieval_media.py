@@ -16,7 +16,7 @@ from mixlora import MixLoraForConditionalGeneration, MixLoraProcessor, default_c
 
 SOURCES = {"picture": ("digits.jsonl", "image", "images"), "speech": ("spoken_digit.jsonl", "audio", "audio")}
 PARTS = ("train", "test")
-EACH = 800
+EACH = 400
 """Items of a digit, at most."""
 AT_ONCE = 16
 RIDGE = 0.1

@@ -85,14 +85,20 @@ class Training:
         self.step, self.length, self.final = 0, min(options.first_length, study.train_length), study.train_length
         self.right: list[float] = []
 
+    def length_now(self) -> int:
+        """Tokens of the rows of this step: every fourth step has shorter ones, which would else be forgotten."""
+        shorter = 1 + self.step // 4 % 3 if self.step % 4 == 3 else 0
+        return max(self.length >> shorter, min(self.options.first_length, self.length))
+
     def batch(self) -> tuple[list[Rows], list[str]]:
         """Rows of a step and their tasks: the same whenever they are asked for."""
         generator = torch.Generator().manual_seed(1_000_003 * (self.step + 1))
-        count = max(self.options.tokens // self.length, len(TEXT))
+        length = self.length_now()
+        count = max(self.options.tokens // length, len(TEXT))
         names = [TEXT[(self.step + row) % len(TEXT)] for row in range(count)]
-        most = max(self.length // 8 / FEWEST, 1.0)  # from few facts to many, as many rows of each
+        most = max(length // 8 / FEWEST, 1.0)  # from few facts to many, as many rows of each
         facts = [int(FEWEST * most ** float(torch.rand((), generator=generator))) for _ in names]
-        rows = [make_rows(name, 1, self.length, generator, each) for name, each in zip(names, facts, strict=True)]
+        rows = [make_rows(name, 1, length, generator, each) for name, each in zip(names, facts, strict=True)]
         return rows, names
 
     def learn(self) -> dict[str, Any]:
@@ -100,9 +106,10 @@ class Training:
         left = 1 - self.step / self.options.steps
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * min((self.step + 1) / 100, left)
+        length = self.length_now()
         rows, names = self.batch()
         generator = torch.Generator().manual_seed(self.step)
-        idle = idle_tokens(rows, min(IDLE, self.length // 2), generator)
+        idle = idle_tokens(rows, min(IDLE, length // 2), generator)
         hidden, scores = self.reader.read(torch.cat([each.ids for each in rows]), idle)
         taught = torch.cat([hidden[row, each.asked - 1] for row, each in enumerate(rows)])
         answers = torch.cat([each.answers[0] for each in rows])
@@ -122,7 +129,7 @@ class Training:
         right = sum(map(sum, by_task.values())) / len(rows)
         line = {
             "step": self.step,
-            "length": self.length,
+            "length": length,
             "loss": round(float(loss.detach()), 4),
             "right": round(right, 4),
             "first": round(float(first), 4),
