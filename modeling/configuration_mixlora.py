@@ -66,7 +66,7 @@ def full_context(given: dict[str, Any]) -> dict[str, Any]:
     return full
 
 
-VISION_DETAIL = {"widths": [16, 32, 64], "layers": 1, "patch_size": 4, "cells": 2}
+VISION_DETAIL: dict[str, Any] = {"widths": [16, 32, 64], "layers": 1, "patch_size": 4, "cells": 2}
 """Entries of `config.vision_detail`, and what they are by default."""
 
 
