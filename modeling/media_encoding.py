@@ -185,9 +185,9 @@ class MediaEncoding:
         image = self._finished(given.get("image"), input_ids, self.config.image_token_id)
         idle = Idle(self, input_ids.device) if idle is None else idle
         idle.layers_behind()
-        nothing = idle.tower("vision") if pixel_values is None else None
-        if pixel_values is not None or given.get("image_features"):
-            features = given.get("image_features")
+        features = given.get("image_features")
+        nothing = idle.tower("vision") if pixel_values is None or features else None
+        if pixel_values is not None or features:
             image = self.get_image_features(pixel_values, image_sizes, image_attention_mask, features)
         else:
             idle.projector(getattr(self, "vision_projector", None), nothing)

@@ -33,7 +33,9 @@ IGNORED = -100  # no loss there, as everywhere in transformers
 def wanted_tokens(input_ids: torch.Tensor | None, logits_to_keep: int | torch.Tensor) -> torch.Tensor | None:
     """Where logits are made, BoolTensor `[batch, length]`; None where that is everywhere, or nothing can be spared."""
     everywhere = isinstance(logits_to_keep, int) and logits_to_keep == 0
-    if input_ids is None or input_ids.shape[1] == 1 or everywhere or torch.compiler.is_compiling():
+    if input_ids is None or input_ids.dim() != 2 or everywhere or torch.compiler.is_compiling():
+        return None
+    if input_ids.shape[1] == 1:
         return None
     wanted = torch.zeros_like(input_ids, dtype=torch.bool)
     wanted[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep] = True

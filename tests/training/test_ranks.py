@@ -22,8 +22,7 @@ from tests.training.training_fixtures import make_start, write_recipe, write_row
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 NAME = "01-only"
-TRAINED = ["adapter.vision", "adapter.speech", "vision_projector", "vision_detail"]
-TRAINED += ["speech_context", "speech_projector.speech"]
+TRAINED = ["adapter.vision", "adapter.speech", "vision_projector", "speech_context", "speech_projector.speech"]
 DETAIL = {"widths": [4], "patch_size": 2, "cells": 2}
 PREFERENCE: dict[str, Any] = {"objective": "preference", "teacher": "self", "data": "pairs"}
 EXPERTS = {"count": 4, "top_k": 2, "balance_weight": 0.5}
@@ -48,6 +47,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "train": TRAINED, **PREFERENCE, "teacher": "other", "rows_per_batch": 1, "experts": EXPERTS,
         "preference": {"mimic_weight": 0.5},
     },
+    "detail": {"train": ["vision_detail", "adapter.vision"], "rows_per_batch": 1, "max_steps": 4},
     "heard": {"train": TRAINED, "data": "clips", "ctc_weight": 0.5, "experts": EXPERTS},
     "log_probs": {"train": TRAINED, **PREFERENCE, "teacher_cache": "log_probs", "rows_per_batch": 1},
 }  # fmt: skip
@@ -57,7 +57,9 @@ BEGUN = 3
 
 def make_recipes(folder: Path) -> dict[str, Path]:
     """A recipe for each stage, with three rows in most batches, and at times a single one for both ranks."""
-    start, rows = make_start(folder / "start", speech_context={"layers": 1}, vision_detail=DETAIL), write_rows(folder)
+    start, rows = make_start(folder / "start", speech_context={"layers": 1}), write_rows(folder)
+    (folder / "detail start").mkdir()
+    starts = {"detail": make_start(folder / "detail start", vision_detail=DETAIL)}
     (folder / "teacher").mkdir()
     teacher = make_start(folder / "teacher")
     weights = folder / "teacher" / "model.safetensors"
@@ -81,7 +83,9 @@ def make_recipes(folder: Path) -> dict[str, Path]:
         if changes.get("teacher") == "other":
             changes["teacher"] = teacher
         train, data = changes.pop("train"), files[changes.pop("data", "rows")]
-        recipes[name] = write_recipe(folder, start, data, train, **changes).rename(folder / f"{name}.yaml")
+        recipes[name] = write_recipe(folder, starts.get(name, start), data, train, **changes).rename(
+            folder / f"{name}.yaml"
+        )
     return recipes
 
 
@@ -150,7 +154,7 @@ def check(one: Path, two: Path, start: Path) -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_two_ranks_train_as_one_process(alone: tuple[Path, dict[str, Path]], together: Path, name: str) -> None:
-    check(alone[0] / name, together / name, alone[0] / "start")
+    check(alone[0] / name, together / name, alone[0] / ("detail start" if name == "detail" else "start"))
 
 
 def test_a_training_goes_on_where_there_are_more_ranks_or_fewer(
