@@ -1,5 +1,6 @@
 """Configuration of the decoder, the towers' projectors, the adapters and the routing table."""
 
+import copy
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -47,18 +48,24 @@ SPEECH_CONTEXT = {"layers": 4, "kernel_size": 7, "intermediate_size": 512, "drop
 """Entries of `config.speech_context`, and what they are by default."""
 
 
-def full_context(given: dict[str, Any]) -> dict[str, Any]:
-    """`config.speech_context` with its defaults.
+def with_defaults(field: str, given: dict[str, Any], usual: dict[str, Any], counts: tuple[str, ...]) -> dict[str, Any]:
+    """Entries of a field of the config, those that are not given as usual.
 
     Raises:
-        ValueError: an unknown entry, or a value out of its range.
+        ValueError: an unknown entry, or one of `counts` that is no integer of at least 1.
     """
-    if unknown := sorted(set(given) - set(SPEECH_CONTEXT)):
-        raise ValueError(f"speech_context: unknown {', '.join(unknown)}, expected some of {', '.join(SPEECH_CONTEXT)}")
-    full = SPEECH_CONTEXT | given
-    for name in ("layers", "kernel_size", "intermediate_size"):
+    if unknown := sorted(set(given) - set(usual)):
+        raise ValueError(f"{field}: unknown {', '.join(unknown)}, expected some of {', '.join(usual)}")
+    full = copy.deepcopy(usual) | given
+    for name in counts:
         if not isinstance(full[name], int) or full[name] < 1:
-            raise ValueError(f"speech_context: {name} must be an integer of at least 1, got {full[name]!r}")
+            raise ValueError(f"{field}: {name} must be an integer of at least 1, got {full[name]!r}")
+    return full
+
+
+def full_context(given: dict[str, Any]) -> dict[str, Any]:
+    """`config.speech_context` with its defaults; ValueError for a wrong entry."""
+    full = with_defaults("speech_context", given, SPEECH_CONTEXT, ("layers", "kernel_size", "intermediate_size"))
     if full["kernel_size"] % 2 == 0:
         raise ValueError(f"speech_context: kernel_size must be odd, got {full['kernel_size']}")
     if not 0 <= full["dropout"] < 1:
@@ -71,20 +78,11 @@ VISION_DETAIL: dict[str, Any] = {"widths": [16, 32, 64], "layers": 1, "patch_siz
 
 
 def full_detail(given: dict[str, Any]) -> dict[str, Any]:
-    """`config.vision_detail` with its defaults.
-
-    Raises:
-        ValueError: an unknown entry, or a value out of its range.
-    """
-    if unknown := sorted(set(given) - set(VISION_DETAIL)):
-        raise ValueError(f"vision_detail: unknown {', '.join(unknown)}, expected some of {', '.join(VISION_DETAIL)}")
-    full = VISION_DETAIL | given
+    """`config.vision_detail` with its defaults; ValueError for a wrong entry."""
+    full = with_defaults("vision_detail", given, VISION_DETAIL, ("layers", "patch_size", "cells"))
     widths = full["widths"]
     if not isinstance(widths, list) or not widths or not all(isinstance(w, int) and w >= 1 for w in widths):
         raise ValueError(f"vision_detail: widths must be a list of integers of at least 1, got {widths!r}")
-    for name in ("layers", "patch_size", "cells"):
-        if not isinstance(full[name], int) or full[name] < 1:
-            raise ValueError(f"vision_detail: {name} must be an integer of at least 1, got {full[name]!r}")
     return full
 
 
