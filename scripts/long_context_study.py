@@ -4,7 +4,7 @@ python scripts/long_context_study.py --output build/long_context
 
 The tasks are those of `retrieval_tasks.py`. It is trained on those of text alone. Digits to see and hear come from the
 embedded checkpoint's towers and projectors (`retrieval_media.py`, which needs the rows of prepare_pictures.py and
-prepare_speech.py) and a linear layer, fitted by least squares, that makes numbers of them. A run that was stopped goes
+prepare_speech.py) and least squares, which makes numbers of them. A run that was stopped goes
 on: training from its last save, the questions from the first that was not asked. The length of training rows doubles
 when answers are right (`--right`), up to `--train-length`.
 Writes `training.jsonl`, `results.json` (of a method, task and length: asked and right by fifths of the row),
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--media", type=Path, help="vectors of digits; by default a file of the output, encoded once")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--tokens", type=int, default=4096, help="of a step; at least a row of each task")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--first-length", type=int, default=64)

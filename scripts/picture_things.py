@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import random
 import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 HELD_OUT_STAMPS, HELD_OUT_EMOJI, HELD_OUT_CLIP_ART = 150, 300, 300
 TRAIN_STYLES = ("noto", "fluent-emoji", "fluent-emoji-flat")
 HELD_OUT_STYLE = "twemoji"
+MOST_PIXELS = 20_000_000
+"""Of a drawing."""
 STAMPS = "usr/share/tuxpaint/stamps"
 CLIP_ART = "usr/share/openclipart/png"
 KINDS = {
@@ -175,8 +179,17 @@ def stamp_split() -> dict[str, list[Thing]]:
     return splits
 
 
+def pixels_of(path: Path) -> int:
+    """How many a PNG file has, by its header."""
+    with path.open("rb") as stream:
+        return math.prod(struct.unpack(">II", stream.read(24)[16:]))
+
+
 def clip_art() -> list[Thing]:
-    """The drawings that lie in folders of one kind; drawings that differ by number or colour are one subject."""
+    """The drawings that lie in folders of one kind; drawings that differ by number or colour are one subject.
+
+    A few are larger than posters and take minutes each; they are left out.
+    """
     root = package("openclipart-png") / CLIP_ART
     kinds: dict[Path, set[str | None]] = {}
     for folder in sorted(KINDS, key=len):
@@ -185,7 +198,7 @@ def clip_art() -> list[Thing]:
             kinds.setdefault(path.resolve(), set()).add(KINDS[within])  # a link files a drawing under two folders
     found = []
     for path, (kind, *others) in sorted((path, sorted(map(str, of))) for path, of in kinds.items()):
-        if kind in KINDS.values() and not others:
+        if kind in KINDS.values() and not others and pixels_of(path) <= MOST_PIXELS:
             drawing = re.sub(r"(_(bw|r|s|colou?r|black|white|red|blue|green|simple|\d+))+_*$", "", path.stem)
             found.append(Thing(kind, f"{kind} {drawing.rstrip('_0123456789')}", "clip art", str(path)))
     return found

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 NUMBERS = {"train": 3000, "test": 300}
-CLOTHES_PER_CLASS = {"train": 600, "test": 100}
+CLOTHES_PER_CLASS = {"train": 1500, "test": 100}
 Labelled = tuple[str, Path]
 
 

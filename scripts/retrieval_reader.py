@@ -18,6 +18,8 @@ THETA = 10000.0
 BACK, MARGIN = (1, 2), 8.0
 """How far the first heads look back, and how much all other scores are below."""
 EMBEDDING = 0.7
+SURENESS = 30.0
+"""Logits of digits are so many times what least squares tells, which is near 1 for the digit shown and near 0 else."""
 Parts = dict[str, dict[str, Media]]
 
 
@@ -73,14 +75,21 @@ def method_config(study: Study, method: str, length: int) -> MixLoraConfig:
     return MixLoraConfig(text_config=text | {"rope_parameters": rope}, routing=routing, **media)
 
 
+class Numbers(nn.Sequential):
+    """Vectors of digits `[items, size]` to embeddings of the numbers that they show, weighted by how surely they do."""
+
+    def __init__(self, size: int, width: int):
+        super().__init__(nn.Linear(size, 10, bias=False), nn.Softmax(-1), nn.Linear(10, width, bias=False))
+
+
 class Reader(nn.Module):
-    """The decoder, and a layer for what is seen and one for what is heard."""
+    """The decoder, and a projector for what is seen and one for what is heard."""
 
     def __init__(self, study: Study, media: Parts, method: str = "plain", length: int = 1):
         super().__init__()
         self.model = MixLoraForConditionalGeneration(method_config(study, method, length))
         sizes = {task: parts["train"].vectors.shape[1] for task, parts in media.items()}
-        self.projectors = nn.ModuleDict({task: nn.Linear(size, study.width) for task, size in sizes.items()})
+        self.projectors = nn.ModuleDict({task: Numbers(size, study.width) for task, size in sizes.items()})
 
     def forward(self, ids: torch.Tensor, vectors: dict[str, torch.Tensor]) -> torch.Tensor:
         """Hidden states `[rows, length, width]`.
@@ -145,12 +154,12 @@ class Reader(nn.Module):
 
     @torch.no_grad()
     def learn_digits(self, media: Parts) -> None:
-        """Each layer maps vectors onto the embeddings of the numbers that they show, as least squares tells them."""
+        """Each projector learns by least squares which digit a vector shows, and gives the embedding of its number."""
         embeddings = self.model.model.language_model.embed_tokens.weight[NUMBERS.start : NUMBERS.start + 10]
         for task, parts in media.items():
-            layer = self.projectors[task]
-            layer.weight.copy_(embeddings.T @ digit_scores(parts["train"]).T.to(embeddings.dtype))
-            layer.bias.copy_(0.1 * embeddings.sum(0))
+            scores, _, numbers = self.projectors[task]
+            scores.weight.copy_(SURENESS * digit_scores(parts["train"]).T)
+            numbers.weight.copy_(embeddings.T)
 
 
 def drawn(rows: Rows, name: str, media: Parts, generator: torch.Generator) -> dict[str, torch.Tensor]:

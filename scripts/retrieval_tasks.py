@@ -7,6 +7,7 @@ token of each row is the same.
 """
 
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 
@@ -16,6 +17,7 @@ FIRST = range(108, 172)
 LAST = range(172, 236)
 WORDS = range(236, 384)
 VOCABULARY = 384
+NAMES = len(FIRST)
 FACT = 3
 """Tokens of a fact, and of a question with its answer."""
 IGNORED = -100
@@ -74,14 +76,22 @@ def facts_of(task: Task, length: int) -> int:
     return min(max(length // task.spacing, FEWEST), MOST)
 
 
-def make_rows(name: str, rows: int, length: int, generator: torch.Generator, facts: int | None = None) -> Rows:
+def make_rows(
+    name: str,
+    rows: int,
+    length: int,
+    generator: torch.Generator,
+    facts: int | None = None,
+    names: int = NAMES,
+) -> Rows:
     """Rows of `length` tokens: filler with facts at random places, then a question about each fact, in any order.
 
     Args:
         facts: how many; by default as many as the task wants.
+        names: how many first names a row draws from, and last names: with fewer, more keys share one of theirs.
 
     Raises:
-        ValueError: the task is not one of `TASKS`, or the facts and their questions do not fit.
+        ValueError: the task is not one of `TASKS`, the facts and their questions do not fit, or names are too few.
     """
     if name not in TASKS:
         raise ValueError(f"task {name!r} is not one of {tuple(TASKS)}")
@@ -89,6 +99,8 @@ def make_rows(name: str, rows: int, length: int, generator: torch.Generator, fac
     facts = facts_of(task, length) if facts is None else facts
     if 1 + 2 * FACT * facts > length:
         raise ValueError(f"task {name!r}: {facts} facts and their questions do not fit into {length} tokens")
+    if not facts <= names**2 <= NAMES**2:
+        raise ValueError(f"task {name!r}: {names} names, {facts} facts need at least {ceil(facts**0.5)}, {NAMES} at most")
 
     def below(limit: int, *shape: int) -> torch.Tensor:
         return torch.randint(limit, shape, generator=generator)
@@ -96,18 +108,19 @@ def make_rows(name: str, rows: int, length: int, generator: torch.Generator, fac
     def shuffled(count: int, wanted: int) -> torch.Tensor:
         return torch.stack([torch.randperm(count, generator=generator)[:wanted] for _ in range(rows)])
 
-    key, number = shuffled(len(FIRST) * len(LAST), facts), below(10 if task.media else 100, rows, facts)
-    names = (key // len(LAST) + FIRST.start, key % len(LAST) + LAST.start)
+    key, number = shuffled(names**2, facts), below(10 if task.media else 100, rows, facts)
+    first = shuffled(NAMES, names).gather(1, key // names) + FIRST.start
+    last = shuffled(NAMES, names).gather(1, key % names) + LAST.start
     value = number + NUMBERS.start
     shown = torch.full_like(value, task.media) if task.media else value
     room = length - FACT * facts  # for what stands before the questions
     places = _places(task.together, facts, room - 1, rows, generator) + 1
     ids = below(len(WORDS), rows, length) + WORDS.start
     ids[:, 0] = BEGIN
-    for offset, part in enumerate((*names, shown)):
+    for offset, part in enumerate((first, last, shown)):
         ids.scatter_(1, places + offset, part)
     order = shuffled(facts, facts)
-    question = torch.stack([part.gather(1, order) for part in (*names, value)], dim=-1)
+    question = torch.stack([part.gather(1, order) for part in (first, last, value)], dim=-1)
     ids[:, room:] = question.flatten(1)
     asked = torch.arange(room + FACT - 1, length, FACT)
     return Rows(ids, asked, places.gather(1, order) / room, number if task.media else None)

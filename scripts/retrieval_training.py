@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from retrieval_reader import Reader, Study
-from retrieval_tasks import FEWEST, TASKS, Rows, make_rows
+from retrieval_tasks import FEWEST, NAMES, TASKS, Rows, make_rows
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -98,7 +98,9 @@ class Training:
         names = [TEXT[(self.step + row) % len(TEXT)] for row in range(count)]
         most = max(length // 8 / FEWEST, 1.0)  # from few facts to many, as many rows of each
         facts = [int(FEWEST * most ** float(torch.rand((), generator=generator))) for _ in names]
-        rows = [make_rows(name, 1, length, generator, each) for name, each in zip(names, facts, strict=True)]
+        # Half of the rows draw on few names: in longer rows each key has as many that share a name with it.
+        pools = [math.ceil((2 * each) ** 0.5) if torch.rand((), generator=generator) < 0.5 else NAMES for each in facts]
+        rows = [make_rows(name, 1, length, generator, *each) for name, *each in zip(names, facts, pools, strict=True)]
         return rows, names
 
     def learn(self) -> dict[str, Any]:

@@ -48,6 +48,16 @@ def test_facts_of_a_task_lie_as_it_says() -> None:
         make_rows("lookup", 1, 599, generator(), facts=100)
     with pytest.raises(ValueError, match="task 'song' is not one of"):
         make_rows("song", 1, 64, generator())
+    with pytest.raises(ValueError, match="4 names, 17 facts need at least 5"):
+        make_rows("lookup", 1, 512, generator(), facts=17, names=4)
+
+
+def test_few_names_make_keys_alike() -> None:
+    """No key comes twice all the same."""
+    rows = make_rows("lookup", 3, 512, generator(), facts=30, names=6)
+    keys = [row[(rows.asked[:, None] - torch.tensor([2, 1]))].tolist() for row in rows.ids]
+    assert all(len(set(map(tuple, row))) == 30 for row in keys)
+    assert all(len({key[side] for key in row}) == 6 for row in keys for side in range(2))
 
 
 def fake_media() -> dict[str, dict[str, Media]]:

@@ -143,7 +143,7 @@ def together(
 def check(one: Path, two: Path, start: Path) -> None:
     """Two trainings are the same but for rounding."""
     for figure in ("loss", "grad_norm", "rewards/margins", "balance"):
-        rounding = 1e-5 if figure == "rewards/margins" else 1e-6  # a difference of sums over whole answers
+        rounding = 5e-5 if figure == "rewards/margins" else 1e-6  # a difference of sums over whole answers
         assert log(two, figure) == pytest.approx(log(one, figure), rel=2e-4, abs=rounding), figure
     before, first, second = (load_file(path / "model.safetensors") for path in (start, one / NAME, two / NAME))
     assert first.keys() == second.keys()
