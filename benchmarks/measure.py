@@ -8,7 +8,7 @@ import pstats
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -71,11 +71,26 @@ def watching(owner: Any, name: str, seconds: dict[str, float], part: str, device
         yield
 
 
-def alternate(ways: Mapping[str, Callable[[], Any]], repeat: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Seconds of each way, round by round: all take turns, so that what disturbs one disturbs the others."""
-    for way in ways.values():
-        way()
-    rounds = [{name: timed(way, device) for name, way in ways.items()} for _ in range(repeat)]
+def alternate(
+    ways: Mapping[str, Callable[[], Any]],
+    repeat: int,
+    device: str = "cpu",
+    within: Mapping[str, Callable[[], AbstractContextManager[Any]]] | None = None,
+) -> dict[str, list[float]]:
+    """Seconds of each way, round by round: all take turns, so that what disturbs one disturbs the others.
+
+    Args:
+        within: contexts that some ways run in; to enter and to leave them is not timed.
+    """
+    contexts = {name: (within or {}).get(name, nullcontext) for name in ways}
+
+    def run(name: str) -> float:
+        with contexts[name]():
+            return timed(ways[name], device)
+
+    for name in ways:
+        run(name)
+    rounds = [{name: run(name) for name in ways} for _ in range(repeat)]
     return {name: [each[name] for each in rounds] for name in ways}
 
 

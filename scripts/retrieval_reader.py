@@ -76,7 +76,7 @@ def method_config(study: Study, method: str, length: int) -> MixLoraConfig:
 
 
 class Numbers(nn.Sequential):
-    """Vectors of digits `[items, size]` to embeddings of the numbers that they show, weighted by how surely they do."""
+    """Vectors of digits `[items, size]` to embeddings of the numbers they show, weighted by how surely they do."""
 
     def __init__(self, size: int, width: int):
         super().__init__(nn.Linear(size, 10, bias=False), nn.Softmax(-1), nn.Linear(10, width, bias=False))

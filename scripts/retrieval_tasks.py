@@ -100,7 +100,9 @@ def make_rows(
     if 1 + 2 * FACT * facts > length:
         raise ValueError(f"task {name!r}: {facts} facts and their questions do not fit into {length} tokens")
     if not facts <= names**2 <= NAMES**2:
-        raise ValueError(f"task {name!r}: {names} names, {facts} facts need at least {ceil(facts**0.5)}, {NAMES} at most")
+        raise ValueError(
+            f"task {name!r}: {names} names, {facts} facts need at least {ceil(facts**0.5)}, {NAMES} at most"
+        )
 
     def below(limit: int, *shape: int) -> torch.Tensor:
         return torch.randint(limit, shape, generator=generator)

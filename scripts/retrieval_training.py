@@ -99,7 +99,9 @@ class Training:
         most = max(length // 8 / FEWEST, 1.0)  # from few facts to many, as many rows of each
         facts = [int(FEWEST * most ** float(torch.rand((), generator=generator))) for _ in names]
         # Half of the rows draw on few names: in longer rows each key has as many that share a name with it.
-        pools = [math.ceil((2 * each) ** 0.5) if torch.rand((), generator=generator) < 0.5 else NAMES for each in facts]
+        pools = [
+            math.ceil((2 * each) ** 0.5) if torch.rand((), generator=generator) < 0.5 else NAMES for each in facts
+        ]
         rows = [make_rows(name, 1, length, generator, *each) for name, *each in zip(names, facts, pools, strict=True)]
         return rows, names
 

@@ -107,7 +107,7 @@ def test_no_file_is_named_like_a_dependency() -> None:
 
 
 def test_every_module_imports_with_base_dependencies() -> None:
-    """One process imports them all, with the libraries of the extras hidden, those aside that the hub's client needs."""
+    """One process imports them all, with the libraries of the extras hidden but those that the hub's client needs."""
     needed = {re.split(r"[^\w-]", each)[0] for each in requires("huggingface_hub") or []}
     program = (
         "import importlib, sys\n"

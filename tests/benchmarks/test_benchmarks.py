@@ -1,6 +1,8 @@
 """Every benchmark runs at toy shapes, checks its answers, and its figures become a page."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -46,6 +48,25 @@ def test_ways_take_turns() -> None:
     times = measure.alternate({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 2)
     assert seen == ["a", "b"] * 3 and [len(each) for each in times.values()] == [2, 2]
     assert measure.ratio({"peer": [2.0, 9.0, 8.0], "ours": [1.0, 3.0, 2.0]}, "peer", "ours") == 3
+
+
+def test_to_enter_a_context_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        seen.append("enter")
+        yield
+        seen.append("leave")
+
+    def timed(way: Callable[[], None], device: str) -> float:
+        seen.append("timed")
+        way()
+        return 0.0
+
+    monkeypatch.setattr(measure, "timed", timed)
+    measure.alternate({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 1, within={"b": around})
+    assert seen == ["timed", "a", "enter", "timed", "b", "leave"] * 2
 
 
 def test_a_miss_is_shown_with_its_profile(tmp_path: Path) -> None:
