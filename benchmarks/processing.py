@@ -1,6 +1,6 @@
 """Pictures and clips to tensors: our processors beside those of transformers' Phi4Multimodal.
 
-python -m benchmarks.processing [--repeat 5] [--quick] [--json FILE]
+python -m benchmarks.processing [--repeat 15] [--quick] [--json FILE]
 
 Both must give the same values. What one gives is freed before the next begins.
 """
@@ -33,7 +33,7 @@ def check(feeder: Feeder, pictures: list[Any], clips: list[Any]) -> float:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Prints seconds and ratios."""
-    args, shapes = measure.parse(measure.options(__doc__, repeat=5, shapes="full"), argv)
+    args, shapes = measure.parse(measure.options(__doc__, repeat=15, shapes="full"), argv)
     feeder = Feeder(shapes)
     count, size, seconds = shapes.processed
     pictures = [feeder.picture(size, seed) for seed in range(count)]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .dense import FEW, MANY, dense, is_plain, thin
+from .dense import FEW, MANY, dense, plain_weight, thin
 
 Where = slice | torch.Tensor | None
 """Rows along the first dimension: a run, any others by their indices, or all."""
@@ -55,7 +55,7 @@ def add_pairs(
         For each pair what its `down` gives, `[tokens, r]`, and where dropout let the input through, `[tokens, in]`.
     """
     flat_x, flat_out, length = x.flatten(0, 1), out.view(-1, out.shape[-1]), x.shape[1]
-    product, few = (thin, MANY - 1) if quick and x.device.type == "cpu" else (dense, FEW)
+    product, few = (thin, MANY - 1) if quick and x.is_cpu else (dense, FEW)
     kept = []
     for pair in pairs:
         seen = None
@@ -128,8 +128,8 @@ class RoutedSum(torch.autograd.Function):
 
 
 def apply_linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`layer(x)`, quicker where the layer is plain, as [`is_plain`] says, and does not learn."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or not is_plain(layer, x):
+    """`layer(x)`, quicker where the layer is plain, as [`plain_weight`] says, and does not learn."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or plain_weight(layer, x) is None:
         return layer(x)
     assert isinstance(layer, nn.Linear)
     if not torch.is_grad_enabled():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .dense import dense, is_plain
+from .dense import dense, plain_weight
 from .lora_experts import LoraExperts, Usage
 from .routed_function import Pair, RoutedSum, Where, add_pairs, apply_linear
 
@@ -224,8 +224,10 @@ class RoutedLinear(nn.Module):
         """`x` `[batch, length, in]` -> `[batch, length, out]`."""
         acting = [(name, where) for name, where in route.rows if self.holds(name)]
         may_fuse = route.quick or not torch.is_grad_enabled()
-        if acting and not route.masks and may_fuse and self._may_fuse(x, acting):
-            return self._fused(x, acting, route.quick)
+        if acting and not route.masks and may_fuse:
+            pairs = self._plain_pairs(x, acting)
+            if pairs is not None:
+                return self._fused(x, pairs, route.quick)
         out = apply_linear(self.base_layer, x) if route.quick else self.base_layer(x)
         for name, where in self._joined(acting, x.device):
             out = self._added(out, x, name, where, route.usage)
@@ -253,43 +255,42 @@ class RoutedLinear(nn.Module):
         delta = self.delta(name, x.index_select(0, where), usage, where)
         return out.index_add(0, where, delta.to(out.dtype))
 
-    def _may_fuse(self, x: torch.Tensor, acting: list[tuple[str, Where]]) -> bool:
-        """Whether plain matrices of one dtype are all there is, so that nothing but their products need be called.
+    def _plain_pairs(self, x: torch.Tensor, acting: list[tuple[str, Where]]) -> list[Pair] | None:
+        """The pairs that act, where plain matrices of one dtype are all there is, so that only products need be called.
 
-        Not so: experts, a quantized or sharded layer, one with hooks, autocast, a base that trains; and with gradients
-        or dropout, rows by index.
+        Not so, and None: experts, a quantized or sharded layer, one with hooks, autocast, a base that trains; and with
+        gradients or dropout, rows by index.
         """
         training = torch.is_grad_enabled()
         if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or x.dim() != 3:
-            return False
-        if training and any(parameter.requires_grad for parameter in self.base_layer.parameters()):
-            return False
-        if not is_plain(self.base_layer, x):
-            return False
+            return None
+        base = self.base_layer
+        if training and any(parameter.requires_grad for parameter in base.parameters()):
+            return None
+        if plain_weight(base, x) is None:
+            return None
+        pairs = []
         for name, where in acting:
             if name in self.lora_experts:
-                return False
-            if isinstance(where, torch.Tensor) and (training or self._dropped(name)):
-                return False
-            if not all(is_plain(layer, x) for layer in (self.lora_A[name], self.lora_B[name])):
-                return False
-        return True
+                return None
+            down, up = plain_weight(self.lora_A[name], x), plain_weight(self.lora_B[name], x)
+            dropped = self._dropped(name)
+            if down is None or up is None or (isinstance(where, torch.Tensor) and (training or dropped)):
+                return None
+            pairs.append(Pair(where, down, up, self.scaling[name], dropped))
+        return pairs
 
     def _dropped(self, name: str) -> float:
         """Share of an adapter's input that is dropped now."""
         dropout = self.lora_dropout[name]
         return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
 
-    def _fused(self, x: torch.Tensor, acting: list[tuple[str, Where]], quick: bool) -> torch.Tensor:
-        weight, bias = self.base_layer.weight, self.base_layer.bias
-        pairs = []
-        for name, where in acting:
-            down, up = self.pair(name)
-            pairs.append(Pair(where, down.weight, up.weight, self.scaling[name], self._dropped(name)))
+    def _fused(self, x: torch.Tensor, pairs: list[Pair], quick: bool) -> torch.Tensor:
+        base = self.base_layer
         if torch.is_grad_enabled():
             matrices = [matrix for pair in pairs for matrix in (pair.down, pair.up)]
             places = [(pair.where, pair.scaling, pair.dropout) for pair in pairs]
-            return RoutedSum.apply(x, weight, bias, places, *matrices)
-        out = dense(x, weight, bias) if quick else self.base_layer(x)
+            return RoutedSum.apply(x, base.weight, base.bias, places, *matrices)
+        out = dense(x, base.weight, base.bias) if quick else base(x)
         add_pairs(out, x, pairs, quick)
         return out

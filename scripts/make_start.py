@@ -48,6 +48,7 @@ def main() -> None:
         speech_context={"intermediate_size": 384, "dropout": 0.2},
         speech_blank_token_id=tokenizer("\n")["input_ids"][0],
         speech_ctc_weight=0.5,
+        vision_detail={},
     )
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
