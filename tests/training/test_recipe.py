@@ -26,7 +26,7 @@ def recipe(tmp_path: Path) -> Path:
 STAGES = {
     "default": [
         "text", "text_copy", "vision_align", "vision_sft", "speech_align", "speech_copy", "speech_sft",
-        "vision_polish", "vision_speech", "vision_mix", "vision_detail", "vision_numbers", "vision_things",
+        "vision_polish", "vision_speech", "vision_mix", "vision_detail", "vision_numbers", "vision_digits",
     ],
     "smoke": [
         "text", "vision_align", "vision_tower", "speech_align", "speech_sft", "vision_speech", "streamed", "mimic",
