@@ -256,7 +256,7 @@ class RoutedLinear(nn.Module):
         return out.index_add(0, where, delta.to(out.dtype))
 
     def _plain_pairs(self, x: torch.Tensor, acting: list[tuple[str, Where]]) -> list[Pair] | None:
-        """The pairs that act, where plain matrices of one dtype are all there is, so that only products need be called.
+        """The pairs that act, where plain matrices of one dtype are all there is, so that products suffice.
 
         Not so, and None: experts, a quantized or sharded layer, one with hooks, autocast, a base that trains; and with
         gradients or dropout, rows by index.
