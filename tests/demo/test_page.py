@@ -136,8 +136,8 @@ def running(demo: Demo) -> int:
     return figures["running"] + figures["reading"] + figures["waiting"]
 
 
-def wait_until(holds: Callable[[], bool], what: str, wait: float = WAIT) -> None:
-    for _ in range(int(wait / 100)):
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    for _ in range(int(WAIT / 100)):
         if holds():
             return
         time.sleep(0.1)
@@ -164,21 +164,15 @@ def test_text_a_picture_and_a_voice(visit: Callable[..., Page]) -> None:
 
 
 def record(page: Page, demo: Demo, seconds: float = 2.5) -> Path:
-    """Speaks into the microphone; the file that the server got. Gradio at times attaches nothing: then once more."""
+    """Speaks into the microphone; the file that the server got."""
     before = set(demo.folders.uploads.rglob("*.wav"))
-    for wait in (5_000, 5_000, WAIT):
-        page.get_by_role("button", name="Record audio").click()
-        page.get_by_role("button", name="Start recording").click()
-        page.get_by_role("button", name="Stop recording").wait_for()
-        page.wait_for_timeout(1000 * seconds)
-        page.get_by_role("button", name="Stop recording").click()
-        page.get_by_role("button", name="Attach audio").click()
-        try:
-            wait_until(lambda: bool(set(demo.folders.uploads.rglob("*.wav")) - before), "nothing was recorded", wait)
-            break
-        except AssertionError:
-            if wait == WAIT:
-                raise
+    page.get_by_role("button", name="Record audio").click()
+    page.get_by_role("button", name="Start recording").click()
+    page.get_by_role("button", name="Stop recording").wait_for()
+    page.wait_for_timeout(1000 * seconds)
+    page.get_by_role("button", name="Stop recording").click()
+    page.get_by_role("button", name="Attach audio").click()
+    wait_until(lambda: bool(set(demo.folders.uploads.rglob("*.wav")) - before), "nothing was recorded")
     [recorded] = set(demo.folders.uploads.rglob("*.wav")) - before
     return recorded
 
