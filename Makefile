@@ -19,7 +19,7 @@ help:
 	@echo "make default train the embedded checkpoint from packages (hours)"
 	@echo "make test    run the tests, offline                make test-slow    those that take minutes"
 	@echo "make test-oldest  the tests with the oldest dependencies that are allowed"
-	@echo "make bench   measure time and memory beside what people use now, and render docs/performance.md (25 minutes)"
+	@echo "make bench   measure time and memory beside what people use now, and render docs/performance.md (15 minutes)"
 	@echo "make lint    check style with ruff         make format  let ruff rewrite the files"
 	@echo "make types   check types with mypy         make clean   remove caches (not .venv, not build/data)"
 

@@ -32,8 +32,8 @@ def dense(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = Non
 def thin(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """As [`dense`] for an adapter's matrix: `[tokens, in]` -> `[tokens, out]`, perhaps a transposed view.
 
-    Where tokens are few and the matrix is small, what a call of oneDNN costs by itself is as much as the product. MKL
-    costs less, and with the matrix first half as much as with the tokens first.
+    Where tokens are few and the matrix is not `DEEP`, what a call of oneDNN costs by itself is as much as the product.
+    MKL costs less, and with the matrix first half as much as with the tokens first.
     """
     few = x.shape[0] < MANY and x.is_cpu and x.dtype == weight.dtype == torch.float32
     if not few or x.shape[1] > DEEP or not IS_X86 or torch.compiler.is_compiling():

@@ -4,9 +4,9 @@ python scripts/long_context_study.py --output build/long_context
 
 The tasks are those of `retrieval_tasks.py`. It is trained on those of text alone. Digits to see and hear come from the
 embedded checkpoint's towers and projectors (`retrieval_media.py`, which needs the rows of prepare_pictures.py and
-prepare_speech.py) and least squares, which makes numbers of them. A run that was stopped goes
-on: training from its last save, the questions from the first that was not asked. The length of training rows doubles
-when answers are right (`--right`), up to `--train-length`.
+prepare_speech.py) and least squares, which makes numbers of them. A run that was stopped goes on: training from its
+last save, the questions from the first that was not asked. The length of training rows doubles when answers are right
+(`--right`), up to `--train-length`.
 Writes `training.jsonl`, `results.json` (of a method, task and length: asked and right by fifths of the row),
 `table.md` and heat maps of the tasks.
 """

@@ -20,7 +20,6 @@ VOCABULARY = 384
 NAMES = len(FIRST)
 FACT = 3
 """Tokens of a fact, and of a question with its answer."""
-IGNORED = -100
 
 
 @dataclass(frozen=True)
