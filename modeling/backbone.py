@@ -28,6 +28,7 @@ from .routed_lora import Route, is_named, pair_size
 from .router import ModalityRouter
 from .row_windows import windows_of
 from .speech_context import DepthwiseConv, SpeechContext
+from .speech_letters import SpeechLetters
 from .towers import build_speech_tower, build_vision_tower
 from .vision_detail import DetailHead, VisionDetail
 
@@ -37,7 +38,7 @@ PLACEMENT = (
 )
 PARTS = (
     *("vision_tower", "vision_projector", "vision_detail"),
-    *("speech_tower", "speech_context", "speech_projector"),
+    *("speech_tower", "speech_context", "speech_letters", "speech_projector"),
 )
 """Beside the decoder, and frozen or trained each by itself."""
 
@@ -68,6 +69,8 @@ class MixLoraPreTrainedModel(RoutedPreTrainedModel):
             nn.init.zeros_(module.global_separator)
         if isinstance(module, WhiteningProjector):
             nn.init.eye_(module.basis)
+        if isinstance(module, SpeechLetters):
+            nn.init.zeros_(module.spelling)
         if isinstance(module, DepthwiseConv | DetailHead):
             module.reset_parameters()
 
@@ -104,12 +107,16 @@ class MixLoraModel(InnerLoading, MediaEncoding, MixLoraPreTrainedModel):
             size = self.speech_tower.feature_size * config.speech_stack
             self.speech_projector = nn.ModuleDict()
             if config.speech_context is not None:
-                self.speech_context = SpeechContext(size, hidden, **config.speech_context)
+                stride = config.speech_context["stride"]
+                self.speech_context = SpeechContext(size // stride, hidden, **config.speech_context)
+                size = hidden * stride
+            if config.speech_letters is not None:
+                self.speech_letters = SpeechLetters(hidden, text.vocab_size, **config.speech_letters)
             for name in ("speech", "vision_speech"):
                 self.speech_projector[name] = (
                     Projector(size, hidden, text.hidden_size, config.projector_norm)
                     if config.speech_context is None
-                    else WhiteningProjector(hidden, text.hidden_size)  # the blocks before it are layers enough
+                    else WhiteningProjector(size, text.hidden_size)  # the blocks before it are layers enough
                 )
         for name, spec in config.adapters.items():
             self.add_pairs(name, spec)

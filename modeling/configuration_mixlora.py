@@ -44,7 +44,7 @@ def check_experts(experts: Any, top_k: Any, where: str) -> None:
         )
 
 
-SPEECH_CONTEXT = {"layers": 4, "kernel_size": 7, "intermediate_size": 512, "dropout": 0.0}
+SPEECH_CONTEXT = {"layers": 4, "kernel_size": 7, "intermediate_size": 512, "dropout": 0.0, "stride": 1}
 """Entries of `config.speech_context`, and what they are by default."""
 
 
@@ -65,11 +65,26 @@ def with_defaults(field: str, given: dict[str, Any], usual: dict[str, Any], coun
 
 def full_context(given: dict[str, Any]) -> dict[str, Any]:
     """`config.speech_context` with its defaults; ValueError for a wrong entry."""
-    full = with_defaults("speech_context", given, SPEECH_CONTEXT, ("layers", "kernel_size", "intermediate_size"))
+    full = with_defaults(
+        "speech_context", given, SPEECH_CONTEXT, ("layers", "kernel_size", "intermediate_size", "stride")
+    )
     if full["kernel_size"] % 2 == 0:
         raise ValueError(f"speech_context: kernel_size must be odd, got {full['kernel_size']}")
     if not 0 <= full["dropout"] < 1:
         raise ValueError(f"speech_context: dropout must be from 0 to below 1, got {full['dropout']!r}")
+    return full
+
+
+SPEECH_LETTERS: dict[str, Any] = {"alphabet": " 'abcdefghijklmnopqrstuvwxyz0123456789", "longest": 16}
+"""Entries of `config.speech_letters`, and what they are by default."""
+
+
+def full_letters(given: dict[str, Any]) -> dict[str, Any]:
+    """`config.speech_letters` with its defaults; ValueError for a wrong entry."""
+    full = with_defaults("speech_letters", given, SPEECH_LETTERS, ("longest",))
+    alphabet = full["alphabet"]
+    if not isinstance(alphabet, str) or not 0 < len(alphabet) == len(set(alphabet)) < 256:
+        raise ValueError(f"speech_letters: alphabet must be a string of 1 to 255 different letters, got {alphabet!r}")
     return full
 
 
@@ -202,8 +217,12 @@ class MixLoraConfig(PreTrainedConfig):
             decoder, and this token stands for silence (see `compress_by_ctc`); by default clips stay as projected.
         speech_ctc_weight: share of what CTC hears in the choice of each token of an answer to a clip, in `generate`,
             from 0 to below 1; for models that answer clips by what is said there. It needs `speech_blank_token_id`.
-        speech_context: `{"layers", "kernel_size", "intermediate_size", "dropout"}` of convolution blocks that mix a
-            clip's tokens before both speech projectors; `{}` takes the defaults, by default there are none.
+        speech_context: `{"layers", "kernel_size", "intermediate_size", "dropout", "stride"}` of convolution blocks
+            that mix a clip's tokens before both speech projectors; `{}` takes the defaults, by default there are none.
+            With a `stride` the blocks see tokens of `speech_stack / stride` frames, so many of which make one then.
+        speech_letters: `{"alphabet", "longest"}` of a head on those blocks' tokens that learns by CTC what a clip
+            spells, beside its tokens; in `generate` CTC then chooses by letters. A token has at most `longest`. `{}`
+            takes the defaults, by default there is none.
         vision_detail: `{"widths", "layers", "patch_size", "cells"}` of a small ConvNeXt that trains beside a frozen
             tower and is added to the projected tokens: stages of `widths`, each of `layers` blocks, the first on
             patches of `patch_size` pixels, the others half as fine as the one before; a token joins `cells` squared
@@ -241,6 +260,7 @@ class MixLoraConfig(PreTrainedConfig):
     speech_blank_token_id: int | None = None
     speech_ctc_weight: int | float = 0.0
     speech_context: dict[str, Any] | None = None
+    speech_letters: dict[str, Any] | None = None
     vision_detail: dict[str, Any] | None = None
     projector_hidden_size: int | None = None
     projector_norm: bool = True
@@ -265,6 +285,8 @@ class MixLoraConfig(PreTrainedConfig):
             self.vision_layers = [-1]
         if self.speech_context is not None:
             self.speech_context = full_context(self.speech_context)
+        if self.speech_letters is not None:
+            self.speech_letters = full_letters(self.speech_letters)
         if self.vision_detail is not None:
             self.vision_detail = full_detail(self.vision_detail)
         for_long_rows = {name: kwargs.pop(name) for name in FOR_LONG_ROWS if name in kwargs}
@@ -286,6 +308,13 @@ class MixLoraConfig(PreTrainedConfig):
                 f"speech_ctc_weight ({self.speech_ctc_weight}) goes from 0 to below 1, and above 0 with a "
                 "speech_blank_token_id"
             )
+        stride = (self.speech_context or SPEECH_CONTEXT)["stride"]
+        if self.speech_stack % stride:
+            raise ValueError(
+                f"speech_stack ({self.speech_stack}) must be a multiple of the stride of speech_context ({stride})"
+            )
+        if self.speech_letters is not None and self.speech_context is None:
+            raise ValueError("speech_letters reads the tokens of a speech_context, and there is none")
         for modality, name in self.routing.items():
             if modality not in MODALITIES:
                 raise ValueError(f"routing: unknown modality {modality!r}, expected one of {MODALITIES}")

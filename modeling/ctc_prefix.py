@@ -6,22 +6,98 @@ import torch
 from transformers.generation import LogitsProcessor
 
 from .projectors import CTC_SHARPNESS
+from .speech_letters import BLANK, SpeechLetters
 
 Prefix = tuple[int, ...]
-State = tuple[torch.Tensor, torch.Tensor]
+State = tuple[torch.Tensor, torch.Tensor, int]
+"""Of a beginning: log-probabilities `[tokens]` to have said just that, ending in its last unit and in silence;
+and that unit, -1 where there is none."""
 UNHEARD = -30.0
 """Log-probability of what CTC does not hear at all: low, but no veto."""
 AUDIBLE = 1e-5
 """A token is followed up where CTC gives it this much in some place of the clip."""
+LEAST = -12.0
+"""Log-probability of letters below which no token that begins with them is followed up."""
 REMEMBERED = 32
 """Beginnings are forgotten that are shorter than the newest by more: a draft may go back some tokens."""
 
 
-class CtcPrefixScorer:
+class PrefixScorer:
     """What CTC expects to come next in a clip, after what was said so far.
 
     The probability of a beginning is summed over all the ways to place it in the clip (Graves 2008, section 7.5.3),
     for all candidates at once.
+
+    Args:
+        silence: log-probabilities that nothing is said, `[tokens]`.
+
+    Attributes:
+        candidates: ids of the tokens that calls give log-probabilities of.
+        silent: ids of tokens that are not heard, such as a comma where letters are; the decoder alone chooses them.
+    """
+
+    candidates: torch.Tensor
+    silent: torch.Tensor
+
+    def __init__(self, silence: torch.Tensor):
+        self._silence = silence
+        never = torch.full_like(silence, -torch.inf)
+        self._states: dict[Prefix, State | None] = {(): (never, silence.cumsum(0), -1)}
+
+    def __call__(self, prefix: Prefix) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Log-probabilities of each of `candidates` to come next `[candidates]`, and of the end.
+
+        None where `prefix` cannot have been said.
+        """
+        state = self._state(prefix)
+        return None if state is None else self._next_to(state)
+
+    def _next_to(self, state: State) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What a call gives after a beginning with this state."""
+        raise NotImplementedError
+
+    def _followed(self, state: State, token: int) -> State | None:
+        """The state of a beginning and one token more; None where that cannot be."""
+        raise NotImplementedError
+
+    def _state(self, prefix: Prefix) -> State | None:
+        """The state of a beginning, from that of the longest one before it that is remembered."""
+        known = len(prefix)
+        while prefix[:known] not in self._states:
+            known -= 1
+        for length in range(known, len(prefix)):
+            state = self._states[prefix[:length]]
+            self._states[prefix[: length + 1]] = None if state is None else self._followed(state, prefix[length])
+        for old in [one for one in self._states if 0 < len(one) < len(prefix) - REMEMBERED]:
+            del self._states[old]
+        return self._states[prefix]
+
+    @staticmethod
+    def _before(
+        says: torch.Tensor, silent: torch.Tensor, last: int | torch.Tensor, units: torch.Tensor
+    ) -> torch.Tensor:
+        """Where each of `units` `[n]` may follow at the next place, `[n, tokens]`: the same one only after silence.
+
+        The state is that of one beginning, or of one for each unit.
+        """
+        return torch.where((units == last)[:, None], silent, torch.logaddexp(says, silent))
+
+    @staticmethod
+    def _begins(before: torch.Tensor, chances: torch.Tensor, first: bool) -> torch.Tensor:
+        """Log-probability that a unit comes next, wherever `[...]`; `first` may be the first thing in the clip."""
+        later = (before[..., :-1] + chances[..., 1:]).logsumexp(-1)
+        return torch.logaddexp(later, chances[..., 0]) if first else later
+
+    def _says(self, before: torch.Tensor, chances: torch.Tensor, first: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both sums of Graves' recursion for a unit that follows, over all of the clip at once."""
+        says = _carried(before, chances)
+        if first:
+            says = torch.logaddexp(says, chances.cumsum(-1))
+        return says, _carried(says, self._silence.expand_as(says))
+
+
+class CtcPrefixScorer(PrefixScorer):
+    """Tokens that CTC hears by themselves.
 
     Args:
         tokens: the clip as it was projected, `[tokens, width]`.
@@ -30,65 +106,90 @@ class CtcPrefixScorer:
     """
 
     def __init__(self, tokens: torch.Tensor, embeddings: torch.Tensor, blank: int):
-        scores = (CTC_SHARPNESS * tokens.float() @ embeddings.float().T).log_softmax(-1).double().cpu()
-        heard = scores.exp().amax(dim=0) > AUDIBLE
+        scores = (CTC_SHARPNESS * tokens.float() @ embeddings.float().T).log_softmax(-1).double().cpu().T
+        super().__init__(scores[blank])
+        heard = scores.exp().amax(dim=1) > AUDIBLE
         heard[blank] = False
         self.candidates = heard.nonzero().squeeze(1)  # [candidates]
+        self.silent = self.candidates[:0]
+        self._chances = scores[self.candidates]  # [candidates, tokens]
         self._places = {token: i for i, token in enumerate(self.candidates.tolist())}
-        self._chances, self._silence = scores[:, self.candidates], scores[:, blank]
-        # Of each beginning: log-probabilities `[tokens]` to have said just that, ending in its token and in silence.
-        never = torch.full_like(self._silence, -torch.inf)
-        self._states: dict[Prefix, State | None] = {(): (never, self._silence.cumsum(0))}
 
-    def __call__(self, prefix: Prefix) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Log-probabilities of each of `candidates` to come next `[candidates]`, and of the end.
-
-        None where `prefix` cannot have been said.
-        """
-        state = self._state(prefix)
-        if state is None:
-            return None
-        either = torch.logaddexp(*state)
-        before = either[:-1, None].expand(-1, len(self.candidates)).clone()
-        if prefix:  # a token is said twice only with silence between
-            before[:, self._places[prefix[-1]]] = state[1][:-1]
-        chances = (before + self._chances[1:]).logsumexp(0)
-        if not prefix:
-            chances = torch.logaddexp(self._chances[0], chances)
-        end = either[-1]
+    def _next_to(self, state: State) -> tuple[torch.Tensor, torch.Tensor] | None:
+        before = self._before(*state, self.candidates)
+        chances = self._begins(before, self._chances, state[2] < 0)
+        end = torch.logaddexp(state[0][-1], state[1][-1])
         whole = torch.logaddexp(chances.logsumexp(0), end)
         if not torch.isfinite(whole):
             return None
         return (chances - whole).clamp(min=UNHEARD), (end - whole).clamp(min=UNHEARD)
 
-    def _state(self, prefix: Prefix) -> State | None:
-        """The state of a beginning, from that of the longest one before it that is remembered."""
-        known = len(prefix)
-        while prefix[:known] not in self._states:
-            known -= 1
-        for length in range(known, len(prefix)):
-            self._states[prefix[: length + 1]] = self._next(prefix[:length], prefix[length])
-        for old in [one for one in self._states if 0 < len(one) < len(prefix) - REMEMBERED]:
-            del self._states[old]
-        return self._states[prefix]
-
-    def _next(self, prefix: Prefix, token: int) -> State | None:
-        """The state of `prefix` and one token more, both sums of Graves' recursion over all of the clip at once."""
-        state, place = self._states[prefix], self._places.get(token)
-        if state is None or place is None:
+    def _followed(self, state: State, token: int) -> State | None:
+        place = self._places.get(token)
+        if place is None:
             return None
-        before = state[1] if prefix and prefix[-1] == token else torch.logaddexp(*state)
-        says = _carried(before, self._chances[:, place])
-        if not prefix:  # it may be the first thing in the clip
-            says = torch.logaddexp(says, self._chances[:, place].cumsum(0))
-        return says, _carried(says, self._silence)
+        before = self._before(*state, torch.tensor([token]))[0]
+        return *self._says(before, self._chances[place], state[2] < 0), token
+
+
+class LetterPrefixScorer(PrefixScorer):
+    """Tokens by their letters, where CTC hears letters: all tokens are candidates, and one may begin another.
+
+    Args:
+        heard: log-probabilities of letters, `[tokens, letters]`.
+        letters: knows the spelling of each token.
+    """
+
+    def __init__(self, heard: torch.Tensor, letters: SpeechLetters):
+        self._chances = heard.double().cpu().T.contiguous()  # [letters, tokens]
+        super().__init__(self._chances[BLANK])
+        self._spelling, self._trie = letters.spelling.cpu().long(), letters.trie
+        self.candidates, self.silent = torch.arange(len(self._spelling)), self._trie.silent
+
+    def _next_to(self, state: State) -> tuple[torch.Tensor, torch.Tensor] | None:
+        end = torch.logaddexp(state[0][-1], state[1][-1])
+        units = torch.arange(1, len(self._chances))
+        chances = self._begins(self._before(*state, units), self._chances[1:], state[2] < 0)
+        whole = torch.logaddexp(chances.logsumexp(0), end)
+        if not torch.isfinite(whole):
+            return None
+        found = torch.full((len(self._spelling),), UNHEARD, dtype=end.dtype)
+        says, silent, last = state[0][None], state[1][None], torch.tensor([state[2]])
+        alive, size = torch.zeros(1, dtype=torch.long), 1  # places of the beginnings that are followed up, of so many
+        for depth, (parents, letters, (tokens, places)) in enumerate(
+            zip(self._trie.parents, self._trie.letters, self._trie.tokens, strict=True)
+        ):
+            row = torch.full((size,), -1)
+            row[alive] = torch.arange(len(alive))
+            nodes = (row[parents] >= 0).nonzero().squeeze(1)
+            above, units = row[parents[nodes]], letters[nodes]
+            before = self._before(says[above], silent[above], last[above], units)
+            first = depth == 0 and state[2] < 0
+            likely = self._begins(before, self._chances[units], first) - whole
+            at = torch.full((len(parents),), UNHEARD, dtype=end.dtype)
+            at[nodes] = likely
+            found[tokens] = at[places]
+            heard = likely > LEAST
+            alive, last, size = nodes[heard], units[heard], len(parents)
+            if not len(alive):
+                break
+            says, silent = self._says(before[heard], self._chances[last], first)
+        return found.clamp(min=UNHEARD), (end - whole).clamp(min=UNHEARD)
+
+    def _followed(self, state: State, token: int) -> State | None:
+        for letter in self._spelling[token].tolist() if 0 <= token < len(self._spelling) else ():
+            if letter == BLANK:
+                break
+            before = self._before(*state, torch.tensor([letter]))[0]
+            state = *self._says(before, self._chances[letter], state[2] < 0), letter
+        return state
 
 
 def _carried(source: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
-    """`x[t] = logaddexp(x[t - 1], source[t - 1]) + rate[t]`, with nothing before the first place; all `[tokens]`."""
-    summed = rate.cumsum(0)
-    carried = (source - summed)[:-1].logcumsumexp(0) + summed[1:]
-    return torch.cat([torch.full_like(rate[:1], -torch.inf), carried])
+    """`x[t] = logaddexp(x[t - 1], source[t - 1]) + rate[t]`, nothing before the first place; all `[..., tokens]`."""
+    summed = rate.cumsum(-1)
+    carried = (source - summed)[..., :-1].logcumsumexp(-1) + summed[..., 1:]
+    return torch.cat([torch.full_like(carried[..., :1], -torch.inf), carried], dim=-1)
 
 
 class CtcGuide(LogitsProcessor):
@@ -102,7 +203,7 @@ class CtcGuide(LogitsProcessor):
     """
 
     def __init__(
-        self, scorers: Sequence[CtcPrefixScorer | None], weight: float, prompt_length: int, ends: Collection[int]
+        self, scorers: Sequence[PrefixScorer | None], weight: float, prompt_length: int, ends: Collection[int]
     ):
         self.scorers, self.weight, self.prompt_length = scorers, weight, prompt_length
         self.ends = sorted(ends)
@@ -119,5 +220,15 @@ class CtcGuide(LogitsProcessor):
             heard = torch.full_like(scores[row], UNHEARD)
             heard[scorer.candidates.to(scores.device)] = found[0].to(scores)
             heard[self.ends] = found[1].to(scores)
-            scores[row] = (1 - self.weight) * scores[row].log_softmax(-1) + self.weight * heard
+            scores[row] = self._mixed(scores[row].log_softmax(-1), heard, scorer.silent.to(scores.device))
         return scores
+
+    def _mixed(self, expected: torch.Tensor, heard: torch.Tensor, silent: torch.Tensor) -> torch.Tensor:
+        """Both kinds of log-probabilities `[vocabulary]` together; what is silent stays as likely as expected."""
+        mixed = (1 - self.weight) * expected + self.weight * heard
+        if not len(silent):
+            return mixed
+        spoken = torch.ones_like(mixed, dtype=torch.bool)
+        spoken[silent], spoken[self.ends] = False, True
+        share = expected[spoken].logsumexp(-1) - mixed[spoken].logsumexp(-1)
+        return torch.where(spoken, mixed + share, expected)

@@ -10,7 +10,7 @@ from transformers.generation import GenerationConfig, GenerationMixin, LogitsPro
 from transformers.masking_utils import create_masks_for_generate
 
 from .cache_name import CACHE, NAMES, given_cache
-from .ctc_prefix import CtcGuide, CtcPrefixScorer
+from .ctc_prefix import CtcGuide, CtcPrefixScorer, LetterPrefixScorer, PrefixScorer
 from .growing_cache import growing
 from .input_checks import check_ids
 from .media_encoding import MediaOutput
@@ -132,12 +132,13 @@ class RoutedGenerationMixin(GenerationMixin):
             del places[row][-len(read) :]
             if self._in_last_turn(input_ids[row], last):
                 asked[row].append(clip)
-        scorers = [
-            CtcPrefixScorer(clips[0], table.to(clips[0].device), blank)
-            if len(clips) == 1 and clips[0] is not None
-            else None
-            for clips in asked
-        ]
+
+        def scorer(clip: torch.Tensor) -> PrefixScorer:
+            if self.config.speech_letters is not None:
+                return LetterPrefixScorer(clip, self.model.speech_letters)
+            return CtcPrefixScorer(clip, table.to(clip.device), blank)
+
+        scorers = [scorer(clips[0]) if len(clips) == 1 and clips[0] is not None else None for clips in asked]
         return CtcGuide(scorers, weight, input_ids.shape[1], ends) if any(scorers) else None
 
     def asks_by_clip(self, ids: torch.Tensor) -> bool:

@@ -103,14 +103,14 @@ class Idle:
                 if name.startswith(behind) and parameter.requires_grad and not isinstance(parameter, DTensor):
                     self.zeros.append(parameter.flatten()[:0].sum())
 
-    def context(self, context: nn.Module | None, features: torch.Tensor | None) -> torch.Tensor | None:
-        """Runs a `SpeechContext` on one token of zeros, and gives none of it: `[0, width]`; else `features`."""
+    def context(self, context: Any, features: torch.Tensor | None) -> torch.Tensor | None:
+        """Runs a `SpeechContext` on one token of zeros, and gives none of it, as its projectors take it; else
+        `features`."""
         if context is None or not runs_everywhere(context):
             return features
-        reduce: Any = context.reduce
-        weight = reduce.weight
+        weight = context.reduce.weight
         token = torch.zeros(1, weight.shape[1], device=self.device, dtype=weight.dtype)
-        nothing = context([token])[0][:0]
+        nothing = context.joined(context([token]))[0][:0]
         self.zeros.append(nothing.sum())
         return nothing
 

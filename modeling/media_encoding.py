@@ -23,7 +23,8 @@ class MediaOutput(ModelOutput):
     Attributes:
         pooler_output: for each item, in order of appearance, `[tokens, width]`.
         rows: for each item the row that owns it.
-        heard: of clips that CTC is to read, the tokens `[tokens, width]` as they were projected; None for others.
+        heard: of clips that CTC is to read, log-probabilities of letters `[tokens, letters]` where the model hears
+            letters, else the tokens `[tokens, width]` as they were projected; None for others.
     """
 
     pooler_output: list[torch.Tensor] | None = None
@@ -43,6 +44,7 @@ class MediaEncoding:
     vision_projector: nn.Module
     speech_projector: nn.ModuleDict
     speech_context: Any
+    speech_letters: Any
     vision_detail: Any
 
     def encode_vision(
@@ -119,7 +121,8 @@ class MediaEncoding:
         """
         if features is None:
             features = self.encode_speech(input_features, input_features_mask)
-        tokens = self.project_speech(features, beside_picture)
+        stacked = self.stack_speech(features)
+        tokens = self.project_speech(stacked, beside_picture)
         blank = self.config.speech_blank_token_id
         if blank is None:
             return MediaOutput(pooler_output=tokens)
@@ -130,15 +133,26 @@ class MediaEncoding:
         ]
         read = [clip if clip is None else compress_by_ctc(clip, table.to(clip.device), blank) for clip in heard]
         tokens = [clip if said is None else said for clip, said in zip(tokens, read, strict=True)]
+        if self.config.speech_letters is not None:
+            spelled = self.speech_letters(stacked)
+            heard = [None if clip is None else letters for clip, letters in zip(heard, spelled, strict=True)]
         return MediaOutput(pooler_output=tokens, heard=heard)
 
+    def stack_speech(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        """What is heard in each clip, from its tower features `[frames, size]`: frames joined and, where there is a
+        `speech_context`, mixed; `[tokens, ...]`."""
+        if self.config.speech_context is None:
+            return [stack_frames(clip, self.config.speech_stack) for clip in features]
+        frames = self.config.speech_stack // self.speech_context.stride
+        mixed: list[torch.Tensor] = self.speech_context([stack_frames(clip, frames) for clip in features])
+        return mixed
+
     def project_speech(
-        self, features: list[torch.Tensor], beside_picture: list[bool] | None = None
+        self, stacked: list[torch.Tensor], beside_picture: list[bool] | None = None
     ) -> list[torch.Tensor]:
-        """Projected tokens `[tokens, width]` of each clip from its tower features `[frames, size]`, not compressed."""
-        stacked = [stack_frames(clip, self.config.speech_stack) for clip in features]
+        """Projected tokens `[tokens, width]` of each clip from what [`stack_speech`] gives, not compressed."""
         if self.config.speech_context is not None:
-            stacked = self.speech_context(stacked)
+            stacked = self.speech_context.joined(stacked)
         beside_picture = beside_picture or [False] * len(stacked)
         result: list[torch.Tensor] = list(stacked)
         idle = Idle(self, self.device)

@@ -326,6 +326,7 @@ def _require_phi4(config: Any) -> None:
         ("projector_norm", config.projector_norm, False),
         ("projector_hidden_size", config.projector_hidden_size or text.hidden_size, text.hidden_size),
         ("speech_context", config.speech_context, None),
+        ("speech_letters", config.speech_letters, None),
         ("vision_detail", config.vision_detail, None),
         ("number of vision_layers", len(config.vision_layers), 1),
         ("base_model", config.base_model or None, None),

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from .projectors import stack_frames
+
 
 class DepthwiseConv(nn.Conv1d):
     """A convolution of each channel alone; its few inputs need wider first weights than other layers' 0.02."""
@@ -36,13 +38,22 @@ class SpeechContext(nn.Module):
     Args:
         feature_size: of a token of stacked frames.
         width: of what comes out.
-        layers, kernel_size, intermediate_size, dropout: see `config.speech_context`.
+        layers, kernel_size, intermediate_size, dropout, stride: see `config.speech_context`.
     """
 
     def __init__(
-        self, feature_size: int, width: int, *, layers: int, kernel_size: int, intermediate_size: int, dropout: float
+        self,
+        feature_size: int,
+        width: int,
+        *,
+        layers: int,
+        kernel_size: int,
+        intermediate_size: int,
+        dropout: float,
+        stride: int,
     ):
         super().__init__()
+        self.stride = stride
         self.norm = nn.LayerNorm(feature_size)
         self.reduce = nn.Linear(feature_size, width)
         self.blocks = nn.ModuleList(
@@ -61,3 +72,7 @@ class SpeechContext(nn.Module):
         for block in self.blocks:
             padded = block(padded) * real[..., None]
         return [clip[:size] for clip, size in zip(padded, sizes, strict=True)]
+
+    def joined(self, clips: list[torch.Tensor]) -> list[torch.Tensor]:
+        """`[tokens, width]` of each clip -> `[ceil(tokens / stride), stride * width]`, as projectors take them."""
+        return [stack_frames(clip, self.stride) for clip in clips]

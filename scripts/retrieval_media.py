@@ -65,7 +65,9 @@ def encode(model: Any, task: str, paths: list[str]) -> torch.Tensor:
     def read(some: list[str]) -> list[torch.Tensor]:
         if task == "picture":
             return model.get_image_features(**processor.image_processor(some)).pooler_output
-        return model.model.project_speech(model.model.encode_speech(**processor.audio_processor(some)))
+        return model.model.project_speech(
+            model.model.stack_speech(model.model.encode_speech(**processor.audio_processor(some)))
+        )
 
     parts = [paths[start : start + AT_ONCE] for start in range(0, len(paths), AT_ONCE)]
     return torch.stack([torch.cat((each.mean(0), each.amax(0))) for part in parts for each in read(part)])

@@ -10,6 +10,7 @@ from mixlora.training.settings import RecipeError, nearest
 from mixlora.training.stages import Stage
 
 CLIPS = "speech_projector.speech"
+LETTERS = "speech_letters"
 
 
 def select_parameters(model: MixLoraForConditionalGeneration, train: list[str]) -> None:
@@ -79,13 +80,18 @@ def copy_groups(model: MixLoraForConditionalGeneration, copy: dict[str, str]) ->
         print(f"  {target} starts as a copy of {source}")
 
 
-def prepare_parts(model: MixLoraForConditionalGeneration, stage: Stage) -> None:
-    """What a stage sets before it trains: copies of groups, and the basis of a trained projector of clips for CTC.
+def prepare_parts(model: MixLoraForConditionalGeneration, stage: Stage, tokenizer: Any) -> None:
+    """What a stage sets before it trains: copies of groups, and for CTC the basis of a trained projector of clips and
+    the spelling of tokens.
 
     Raises:
         RecipeError: a group to copy that is not there, or has other shapes.
     """
     copy_groups(model, stage.copy)
+    if LETTERS in stage.train:
+        if not stage.ctc_weight:
+            raise RecipeError(f"stage {stage.name!r}: {LETTERS} learns by CTC alone, and ctc_weight is 0")
+        model.model.speech_letters.read_spelling(tokenizer)
     projector = _fitted(model, stage)
     if projector is not None:
         table: torch.Tensor = model.model.language_model.embed_tokens.weight
@@ -104,6 +110,8 @@ def prepared_buffers(model: MixLoraForConditionalGeneration, stage: Stage) -> li
     projector = _fitted(model, stage)
     if projector is not None and torch.equal(projector.basis, torch.eye(len(projector.basis)).to(projector.basis)):
         changed.append(f"model.{CLIPS}.basis")
+    if LETTERS in stage.train and not model.model.speech_letters.spelling.any():
+        changed.append(f"model.{LETTERS}.spelling")
     return changed
 
 

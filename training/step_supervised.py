@@ -10,7 +10,7 @@ from mixlora.modeling.projectors import CTC_SHARPNESS
 from mixlora.modeling.ranks import in_process_group, sum_over_ranks
 from mixlora.modeling.routed_function import apply_linear
 from mixlora.training.expert_adapters import Balance
-from mixlora.training.objectives import ctc_loss, ctc_targets, next_token_losses, response_mask
+from mixlora.training.objectives import ctc_loss, ctc_targets, letter_ctc_loss, next_token_losses, response_mask
 from mixlora.training.step_base import Inputs, NumItems, Outcome
 
 
@@ -72,15 +72,19 @@ class SupervisedStep:
             features = model.model.encode_speech(inputs["input_features"], inputs["input_features_mask"])
         blank = model.config.speech_blank_token_id
         said = sum(len(target) for target in ctc_targets(labels, self.end))
-        return (
-            ctc_loss(
-                model.model.project_speech([clip.to(model.device) for clip in features]),
-                labels,
-                whole_table(model.model.language_model.embed_tokens),
-                blank=self.pad if blank is None else blank,
-                end=self.end,
-                sharpness=CTC_SHARPNESS,
-                num_items=sum_over_ranks(torch.tensor(said, device=model.device)).clamp(min=1),
-            )
-            / self.accumulation
+        num_items = sum_over_ranks(torch.tensor(said, device=model.device)).clamp(min=1) * self.accumulation
+        stacked = model.model.stack_speech([clip.to(model.device) for clip in features])
+        loss = ctc_loss(
+            model.model.project_speech(stacked),
+            labels,
+            whole_table(model.model.language_model.embed_tokens),
+            blank=self.pad if blank is None else blank,
+            end=self.end,
+            sharpness=CTC_SHARPNESS,
+            num_items=num_items,
         )
+        if model.config.speech_letters is None:
+            return loss
+        letters = model.model.speech_letters
+        spelled = letter_ctc_loss(letters(stacked), labels, letters.spell, end=self.end, num_items=num_items)
+        return (loss + spelled) / 2

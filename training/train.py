@@ -82,7 +82,7 @@ def plan_recipe(recipe: Path, overrides: list[str] | None = None) -> list[StageP
         model, processor = _load(stage, whole.model, whole.seed, before)
         with contextlib.redirect_stdout(io.StringIO()):
             for each in before:
-                prepare_parts(model, each)
+                prepare_parts(model, each, processor.tokenizer)
         checked_routing(stage, model.config)
         media, broken = Media(model, processor), BrokenRows(stage.max_broken)
         data = stage_data(stage, model, processor, media, None, whole.seed, broken)
@@ -118,7 +118,7 @@ def _run(
     model, processor = _load(stage, start, recipe.seed)
     routing = dict(model.config.routing)
     model.config.routing = checked_routing(stage, model.config)
-    prepare_parts(model, stage)
+    prepare_parts(model, stage, processor.tokenizer)
     media, broken = Media(model, processor, stage.mask_time, stage.mask_bands), BrokenRows(stage.max_broken)
     data = stage_data(stage, model, processor, media, cache, recipe.seed, broken)
     shard = shard and PartialState().num_processes > 1

@@ -96,7 +96,8 @@ def test_a_weight_near_one_says_what_was_heard() -> None:
     model = tiny_model(**SETTINGS)
     inputs = batch_inputs([row_inputs("speech")])
     features = model.model.encode_speech(inputs["input_features"], inputs["input_features_mask"])
-    scorer = CtcPrefixScorer(model.model.project_speech(features)[0], model.get_input_embeddings().weight, BLANK)
+    projected = model.model.project_speech(model.model.stack_speech(features))
+    scorer = CtcPrefixScorer(projected[0], model.get_input_embeddings().weight, BLANK)
     said: tuple[int, ...] = ()
     for _ in range(3):
         found = scorer(said)

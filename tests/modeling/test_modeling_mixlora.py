@@ -99,8 +99,13 @@ def test_text_row_equals_the_decoder_bit_for_bit():
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize(
     "speech",
-    [{}, {"speech_blank_token_id": 0}, {"speech_context": {"layers": 1}}],
-    ids=["projected", "ctc", "context"],
+    [
+        {},
+        {"speech_blank_token_id": 0},
+        {"speech_context": {"layers": 1}},
+        {"speech_context": {"layers": 1, "stride": 2}, "speech_letters": {}, "speech_blank_token_id": 0},
+    ],
+    ids=["projected", "ctc", "context", "letters"],
 )
 def test_rows_in_a_batch_equal_rows_alone(training, side, attention, speech):
     """With convolutions in double precision: loud ones amplify the rounding of single precision past the bound."""
@@ -122,7 +127,7 @@ def test_a_clip_beside_a_picture_stays_as_it_is_projected():
     model = tiny_model(speech_blank_token_id=0)
     features = [torch.randn(12, model.model.speech_tower.feature_size) for _ in range(2)]
     beside = [False, True]
-    projected = model.model.project_speech(features, beside)
+    projected = model.model.project_speech(model.model.stack_speech(features), beside)
     alone, paired = model.model.get_audio_features(features=features, beside_picture=beside).pooler_output
     assert torch.equal(paired, projected[1])
     assert torch.equal(alone, compress_by_ctc(projected[0], model.get_input_embeddings().weight, 0))

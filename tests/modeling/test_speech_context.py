@@ -7,7 +7,7 @@ from mixlora import MixLoraForConditionalGeneration
 from mixlora.modeling.speech_context import SpeechContext
 from tests.modeling.model_fixtures import batch_inputs, make_loud, row_inputs, tiny_config, tiny_model
 
-SIZES = {"layers": 2, "kernel_size": 3, "intermediate_size": 12}
+SIZES = {"layers": 2, "kernel_size": 3, "intermediate_size": 12, "stride": 1}
 
 
 @pytest.fixture
@@ -32,6 +32,13 @@ def test_a_token_hears_as_many_neighbours_as_kernels_reach(context: SpeechContex
     changed[0, 0] += 1  # the norm would take out what is added to the whole token
     different = (context([clip])[0] != context([changed])[0]).any(-1)
     assert different.tolist() == [True] * 3 + [False] * 8  # two layers of a kernel of 3: two neighbours on either side
+
+
+def test_neighbours_are_joined_behind_the_blocks() -> None:
+    context = SpeechContext(6, 8, dropout=0.0, **SIZES | {"stride": 2})
+    long, short = context.joined([torch.ones(5, 8), torch.ones(2, 8)])
+    assert long.shape == (3, 16) and short.shape == (1, 16)
+    assert long[:2].eq(1).all() and long[2, :8].eq(1).all() and not long[2, 8:].any()
 
 
 def test_dropout_acts_in_training_alone(context: SpeechContext) -> None:

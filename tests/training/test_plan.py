@@ -58,11 +58,13 @@ def test_what_a_stage_sets_before_it_trains_is_promised_too(tmp_path: Path) -> N
     rows = write_rows(tmp_path)
     clips = rows.with_name("clips.jsonl")
     clips.write_text("\n".join(line for line in rows.read_text().splitlines() if "wav" in line and "png" not in line))
-    start = make_start(tmp_path / "start", speech_context={"layers": 1, "kernel_size": 3, "intermediate_size": 12})
+    context = {"layers": 1, "kernel_size": 3, "intermediate_size": 12}
+    start = make_start(tmp_path / "start", speech_context=context, speech_letters={})
     ours, theirs = "speech_projector.speech", "speech_projector.vision_speech"
     stages: dict[str, dict[str, Any]] = {
         "context": {"train": ["speech_context"], "ctc_weight": 1},
         "heard": {"train": ["speech_context", ours], "ctc_weight": 1},
+        "spelled": {"train": ["speech_letters"], "ctc_weight": 1},
         "copied": {"train": [theirs], "copy": {theirs: ours}, "data": [{"path": str(rows)}]},
         "heard_again": {"train": ["speech_context", ours], "ctc_weight": 1},
         "copied_again": {"train": [theirs], "copy": {theirs: ours}, "data": [{"path": str(rows)}]},
@@ -72,8 +74,8 @@ def test_what_a_stage_sets_before_it_trains_is_promised_too(tmp_path: Path) -> N
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({"model": start, "stages": [{"name": n} | common | s for n, s in stages.items()]}))
     plans = plan_recipe(recipe)
-    basis = {name: f"model.{name}.basis" for name in (ours, theirs)}
-    assert [plan.buffers for plan in plans] == [(), (basis[ours],), (basis[theirs],), (), ()]
+    basis, spelling = {name: f"model.{name}.basis" for name in (ours, theirs)}, "model.speech_letters.spelling"
+    assert [plan.buffers for plan in plans] == [(), (basis[ours],), (spelling,), (basis[theirs],), (), ()]
     assert f"sets {basis[ours]}" in str(plans[1])
     train(recipe, tmp_path / "out")
     files = [Path(start), *(tmp_path / f"out/{number:02d}-{name}" for number, name in enumerate(stages, start=1))]

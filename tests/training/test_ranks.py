@@ -48,7 +48,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "preference": {"mimic_weight": 0.5},
     },
     "detail": {"train": ["vision_detail", "adapter.vision"], "rows_per_batch": 1, "max_steps": 4},
-    "heard": {"train": TRAINED, "data": "clips", "ctc_weight": 0.5, "experts": EXPERTS},
+    "heard": {"train": [*TRAINED, "speech_letters"], "data": "clips", "ctc_weight": 0.5, "experts": EXPERTS},
     "log_probs": {"train": TRAINED, **PREFERENCE, "teacher_cache": "log_probs", "rows_per_batch": 1},
 }  # fmt: skip
 BEGUN = 3
@@ -57,7 +57,8 @@ BEGUN = 3
 
 def make_recipes(folder: Path) -> dict[str, Path]:
     """A recipe for each stage, with three rows in most batches, and at times a single one for both ranks."""
-    start, rows = make_start(folder / "start", speech_context={"layers": 1}), write_rows(folder)
+    hearing: dict[str, Any] = {"speech_context": {"layers": 1, "stride": 2}, "speech_letters": {}}
+    start, rows = make_start(folder / "start", **hearing), write_rows(folder)
     (folder / "detail start").mkdir()
     starts = {"detail": make_start(folder / "detail start", vision_detail=DETAIL)}
     (folder / "teacher").mkdir()

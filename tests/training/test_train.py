@@ -144,6 +144,21 @@ def test_ctc_reads_the_projector_behind_the_context_in_a_whitened_basis(tmp_path
     assert torch.equal(projectors["speech"].basis, projectors["vision_speech"].basis)
 
 
+def test_letters_learn_by_ctc_with_the_spelling_of_the_processor(tmp_path: Path, rows: Path) -> None:
+    start = make_start(tmp_path / "start", speech_context={"layers": 1, "stride": 2}, speech_letters={})
+    clips = clips_alone(rows)
+    recipe = write_recipe(tmp_path, start, clips, ["speech_context", "speech_letters"], ctc_weight=1, max_steps=20)
+    entry.train(recipe, tmp_path / "out")
+    losses = [loss for _, loss in curve(tmp_path / "out/01-only")]
+    assert losses[-1] < 0.8 * losses[0]
+    letters = MixLoraForConditionalGeneration.from_pretrained(tmp_path / "out/01-only").model.speech_letters
+    processor = MixLoraProcessor.from_pretrained(tmp_path / "out/01-only")
+    read = letters.spell(torch.tensor(processor.tokenizer("seven")["input_ids"])).tolist()
+    assert "".join(letters.alphabet[letter - 1] for letter in read) == "seven"
+    with pytest.raises(ValueError, match="speech_letters learns by CTC alone, and ctc_weight is 0"):
+        entry.train(recipe, tmp_path / "other", ["only.ctc_weight=0"])
+
+
 def test_ctc_refuses_a_row_without_a_clip(tmp_path: Path, start: str, rows: Path) -> None:
     recipe = write_recipe(tmp_path, start, rows, ["speech_projector.speech"], ctc_weight=0.5)
     with pytest.raises(ValueError, match="one clip in every row"):

@@ -1,6 +1,6 @@
 """Learning from text that is given: cross entropy of the next token, and CTC for clips."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -68,19 +68,43 @@ def ctc_loss(
     if len(tokens) != len(labels):
         raise ValueError(f"CTC needs one clip in every row, got {len(tokens)} clips in {len(labels)} rows")
     scores = (sharpness * torch.cat(list(tokens)).float() @ embeddings.float().T).log_softmax(-1)
-    frames = [len(clip) for clip in tokens]
     targets = ctc_targets(labels, end)
+    total = _ctc_sum(list(scores.split([len(clip) for clip in tokens])), targets, labels, blank)
+    return total / (max(1, sum(len(target) for target in targets)) if num_items is None else num_items)
+
+
+def letter_ctc_loss(
+    heard: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    spell: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    end: int,
+    num_items: torch.Tensor | int,
+) -> torch.Tensor:
+    """The same of the letters of what is said, a token, so that both kinds of CTC weigh alike.
+
+    Args:
+        heard: log-probabilities of letters, `[tokens, letters]`, one clip for each row; 0 stands for nothing heard.
+        labels, end, num_items: see `ctc_loss`.
+        spell: gives the letters of ids.
+    """
+    return _ctc_sum(heard, [spell(target) for target in ctc_targets(labels, end)], labels, 0) / num_items
+
+
+def _ctc_sum(
+    scores: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], labels: torch.Tensor, blank: int
+) -> torch.Tensor:
+    """CTC of `targets`, summed over the rows that have labels; `scores` are log-probabilities of each clip."""
     losses = F.ctc_loss(
-        nn.utils.rnn.pad_sequence(list(scores.split(frames))),
-        torch.cat(targets),
-        torch.tensor(frames),
+        nn.utils.rnn.pad_sequence(list(scores)),
+        torch.cat(list(targets)),
+        torch.tensor([len(clip) for clip in scores]),
         torch.tensor([len(target) for target in targets]),
         blank=blank,
         reduction="none",
         zero_infinity=True,  # a clip with fewer tokens than its text teaches nothing
     )
-    total = losses.masked_fill(~(labels != IGNORED).any(dim=1), 0).sum()
-    return total / (max(1, sum(len(target) for target in targets)) if num_items is None else num_items)
+    return losses.masked_fill(~(labels != IGNORED).any(dim=1), 0).sum()
 
 
 def ctc_targets(labels: torch.Tensor, end: int) -> list[torch.Tensor]:

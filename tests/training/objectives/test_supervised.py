@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mixlora.training.objectives import ctc_loss, next_token_loss
+from mixlora.training.objectives import ctc_loss, letter_ctc_loss, next_token_loss
 
 
 def test_loss_is_normalised_by_the_tokens_of_the_step() -> None:
@@ -55,6 +55,23 @@ def test_shares_of_ctc_add_up_and_a_row_without_labels_has_none() -> None:
         for clip, row in zip(clips, labels, strict=True)
     ]
     torch.testing.assert_close(sum(shares), whole)
+
+
+def test_letters_weigh_a_token_as_much_as_tokens_do() -> None:
+    """The sum over the letters of a row, and a share of what all rows say in tokens."""
+    heard = [torch.randn(9, 4).log_softmax(-1), torch.randn(5, 4).log_softmax(-1)]
+    labels = torch.tensor([[1, 2, 3, 5], [2, 5, -100, -100], [-100] * 4])
+    spellings = {1: [1, 2], 2: [3], 3: []}
+
+    def spell(ids: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([letter for token in ids.tolist() for letter in spellings[token]], dtype=torch.long)
+
+    wanted = [
+        torch.nn.functional.ctc_loss(clip, torch.tensor(letters), [len(clip)], [len(letters)], reduction="sum")
+        for clip, letters in zip(heard, ([1, 2, 3], [3]), strict=True)
+    ]
+    loss = letter_ctc_loss([*heard, heard[0]], labels, spell, end=5, num_items=4)
+    torch.testing.assert_close(loss, sum(wanted) / 4)
 
 
 def test_a_clip_shorter_than_its_text_teaches_nothing() -> None:
