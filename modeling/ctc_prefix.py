@@ -16,6 +16,8 @@ UNHEARD = -30.0
 """Log-probability of what CTC does not hear at all: low, but no veto."""
 AUDIBLE = 1e-5
 """A token is followed up where CTC gives it this much in some place of the clip."""
+SELDOM = -12.0
+"""Log-probability of what tokens do not hear, where letters may."""
 LEAST = -12.0
 """Log-probability of letters below which no token that begins with them is followed up."""
 REMEMBERED = 32
@@ -185,6 +187,27 @@ class LetterPrefixScorer(PrefixScorer):
         return state
 
 
+class JointPrefixScorer:
+    """Letters and tokens in equal parts: tokens know words, letters also those of which training said too few.
+
+    Args:
+        letters, tokens: what CTC hears of both kinds in one clip.
+    """
+
+    def __init__(self, letters: LetterPrefixScorer, tokens: CtcPrefixScorer):
+        self.letters, self.tokens = letters, tokens
+        self.candidates, self.silent = letters.candidates, letters.silent
+
+    def __call__(self, prefix: Prefix) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """As of either; what tokens cannot say, letters alone tell, and the other way round."""
+        spelled, said = self.letters(prefix), self.tokens(prefix)
+        if said is None:
+            return spelled
+        heard = torch.full_like(self.candidates, SELDOM, dtype=said[0].dtype)
+        heard[self.tokens.candidates], end = said[0].clamp(min=SELDOM), said[1].clamp(min=SELDOM)
+        return (heard, end) if spelled is None else ((spelled[0] + heard) / 2, (spelled[1] + end) / 2)
+
+
 def _carried(source: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
     """`x[t] = logaddexp(x[t - 1], source[t - 1]) + rate[t]`, nothing before the first place; all `[..., tokens]`."""
     summed = rate.cumsum(-1)
@@ -203,7 +226,11 @@ class CtcGuide(LogitsProcessor):
     """
 
     def __init__(
-        self, scorers: Sequence[PrefixScorer | None], weight: float, prompt_length: int, ends: Collection[int]
+        self,
+        scorers: Sequence[PrefixScorer | JointPrefixScorer | None],
+        weight: float,
+        prompt_length: int,
+        ends: Collection[int],
     ):
         self.scorers, self.weight, self.prompt_length = scorers, weight, prompt_length
         self.ends = sorted(ends)

@@ -10,10 +10,10 @@ from transformers.generation import GenerationConfig, GenerationMixin, LogitsPro
 from transformers.masking_utils import create_masks_for_generate
 
 from .cache_name import CACHE, NAMES, given_cache
-from .ctc_prefix import CtcGuide, CtcPrefixScorer, LetterPrefixScorer, PrefixScorer
+from .ctc_prefix import CtcGuide, CtcPrefixScorer, JointPrefixScorer, LetterPrefixScorer
 from .growing_cache import growing
 from .input_checks import check_ids
-from .media_encoding import MediaOutput
+from .media_encoding import Heard, MediaOutput
 from .quantized_cache import keep_rows_apart, settings_within_rows
 from .rope import RotaryEmbedding
 
@@ -125,7 +125,7 @@ class RoutedGenerationMixin(GenerationMixin):
             return None
         assert audio.rows is not None and audio.pooler_output is not None
         table, blank = self.get_input_embeddings().weight, self.config.speech_blank_token_id
-        asked: list[list[torch.Tensor | None]] = [[] for _ in input_ids]  # the clips of each row's last turn
+        asked: list[list[Heard | None]] = [[] for _ in input_ids]  # the clips of each row's last turn
         places = [(row == self.config.audio_token_id).nonzero().squeeze(1).tolist() for row in input_ids]
         for row, clip, read in reversed(list(zip(audio.rows, audio.heard, audio.pooler_output, strict=True))):
             last = places[row][-1]
@@ -133,10 +133,11 @@ class RoutedGenerationMixin(GenerationMixin):
             if self._in_last_turn(input_ids[row], last):
                 asked[row].append(clip)
 
-        def scorer(clip: torch.Tensor) -> PrefixScorer:
-            if self.config.speech_letters is not None:
-                return LetterPrefixScorer(clip, self.model.speech_letters)
-            return CtcPrefixScorer(clip, table.to(clip.device), blank)
+        def scorer(clip: Heard) -> CtcPrefixScorer | JointPrefixScorer:
+            tokens = CtcPrefixScorer(clip.tokens, table.to(clip.tokens.device), blank)
+            if clip.letters is None:
+                return tokens
+            return JointPrefixScorer(LetterPrefixScorer(clip.letters, self.model.speech_letters), tokens)
 
         scorers = [scorer(clips[0]) if len(clips) == 1 and clips[0] is not None else None for clips in asked]
         return CtcGuide(scorers, weight, input_ids.shape[1], ends) if any(scorers) else None

@@ -17,19 +17,31 @@ from .splicing import cut_by_rows, owner_rows, splice
 
 
 @dataclass
+class Heard:
+    """What CTC is to read of a clip.
+
+    Attributes:
+        tokens: as they were projected, `[tokens, width]`.
+        letters: log-probabilities of letters, `[finer tokens, letters]`; None where the model hears none.
+    """
+
+    tokens: torch.Tensor
+    letters: torch.Tensor | None = None
+
+
+@dataclass
 class MediaOutput(ModelOutput):
     """Embeddings of the items of one modality.
 
     Attributes:
         pooler_output: for each item, in order of appearance, `[tokens, width]`.
         rows: for each item the row that owns it.
-        heard: of clips that CTC is to read, log-probabilities of letters `[tokens, letters]` where the model hears
-            letters, else the tokens `[tokens, width]` as they were projected; None for others.
+        heard: of each clip what CTC is to read; None of those beside a picture.
     """
 
     pooler_output: list[torch.Tensor] | None = None
     rows: list[int] | None = None
-    heard: list[torch.Tensor | None] | None = None
+    heard: list[Heard | None] | None = None
 
 
 class MediaEncoding:
@@ -127,15 +139,15 @@ class MediaEncoding:
         if blank is None:
             return MediaOutput(pooler_output=tokens)
         table = whole_table(self.language_model.embed_tokens)
+        spelled = [None] * len(tokens) if self.config.speech_letters is None else self.speech_letters(stacked)
         heard = [
-            None if beside else clip
-            for clip, beside in zip(tokens, beside_picture or [False] * len(tokens), strict=True)
+            None if beside else Heard(clip, letters)
+            for clip, letters, beside in zip(tokens, spelled, beside_picture or [False] * len(tokens), strict=True)
         ]
-        read = [clip if clip is None else compress_by_ctc(clip, table.to(clip.device), blank) for clip in heard]
-        tokens = [clip if said is None else said for clip, said in zip(tokens, read, strict=True)]
-        if self.config.speech_letters is not None:
-            spelled = self.speech_letters(stacked)
-            heard = [None if clip is None else letters for clip, letters in zip(heard, spelled, strict=True)]
+        tokens = [
+            clip if said is None else compress_by_ctc(said.tokens, table.to(clip.device), blank)
+            for clip, said in zip(tokens, heard, strict=True)
+        ]
         return MediaOutput(pooler_output=tokens, heard=heard)
 
     def stack_speech(self, features: list[torch.Tensor]) -> list[torch.Tensor]:

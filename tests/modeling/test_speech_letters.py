@@ -10,7 +10,15 @@ from transformers import AutoTokenizer
 
 import mixlora
 from mixlora.modeling.configuration_mixlora import SPEECH_LETTERS
-from mixlora.modeling.ctc_prefix import UNHEARD, CtcGuide, LetterPrefixScorer
+from mixlora.modeling.ctc_prefix import (
+    SELDOM,
+    UNHEARD,
+    CtcGuide,
+    CtcPrefixScorer,
+    JointPrefixScorer,
+    LetterPrefixScorer,
+)
+from mixlora.modeling.projectors import CTC_SHARPNESS
 from mixlora.modeling.speech_letters import SpeechLetters, SpellingTrie, folded
 from tests.modeling.model_fixtures import ROWS, VOCAB, batch_inputs, row_inputs, tiny_model
 
@@ -143,6 +151,25 @@ def test_silent_tokens_stay_as_likely_as_the_decoder_has_them() -> None:
     assert float(heard[6]) == UNHEARD  # "ccc" does not fit in what is left of the clip
 
 
+def test_letters_and_tokens_count_half_each() -> None:
+    """Where tokens cannot have said the beginning, letters alone tell what is next; and the other way round."""
+    letters = LetterPrefixScorer(clip(), spelled_by(SPELLINGS))
+    torch.manual_seed(0)
+    tokens = CtcPrefixScorer(torch.randn(3, 8) / CTC_SHARPNESS, torch.eye(8), 0)
+    joint = JointPrefixScorer(letters, tokens)
+    spelled, said, both = letters((1,)), tokens((1,)), joint((1,))
+    assert spelled is not None and said is not None and both is not None
+    heard = torch.full_like(spelled[0], SELDOM)
+    heard[tokens.candidates] = said[0].clamp(min=SELDOM)
+    torch.testing.assert_close(both[0], (spelled[0] + heard) / 2)
+    torch.testing.assert_close(both[1], (spelled[1] + said[1]) / 2)
+    silences = (7,) * 5  # they have no letters, and too many places
+    assert tokens(silences) is None
+    assert torch.equal(joint(silences)[0], letters(silences)[0])
+    assert letters((6, 6)) is None and tokens((6, 6)) is not None
+    assert torch.equal(joint((6, 6))[0][tokens.candidates], tokens((6, 6))[0].clamp(min=SELDOM))
+
+
 def letter_model(**changes):
     model = tiny_model(**SETTINGS | changes)
     spelling = model.model.speech_letters.spelling
@@ -161,22 +188,25 @@ def test_a_row_in_a_batch_is_guided_as_alone(beams: int) -> None:
         assert torch.equal(model.generate(**batch_inputs([row]), **options)[0, -5:], answer)
 
 
-def test_a_weight_near_one_says_what_is_spelled() -> None:
+def test_a_weight_near_one_says_what_is_heard() -> None:
     model = letter_model()
     inputs = batch_inputs([row_inputs("speech")])
-    features = model.model.encode_speech(inputs["input_features"], inputs["input_features_mask"])
     letters = model.model.speech_letters
-    heard = letters(model.model.stack_speech(features))[0]
-    assert heard.shape == (19, 5) and len(model.model.project_speech(model.model.stack_speech(features))[0]) == 10
-    scorer, said = LetterPrefixScorer(heard, letters), ()
+    stacked = model.model.stack_speech(
+        model.model.encode_speech(inputs["input_features"], inputs["input_features_mask"])
+    )
+    spelled, projected = letters(stacked)[0], model.model.project_speech(stacked)[0]
+    assert spelled.shape == (19, 5) and len(projected) == 10
+    table = model.get_input_embeddings().weight
+    scorer, said = JointPrefixScorer(LetterPrefixScorer(spelled, letters), CtcPrefixScorer(projected, table, 0)), ()
     silent = letters.trie.silent.tolist()
     for _ in range(3):
         found = scorer(said)
         assert found is not None
-        said = (*said, int(found[0].argmax()))
+        said = (*said, int(found[0].index_fill(0, torch.tensor(silent), UNHEARD).argmax()))
     options = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": silent}
     answer = model.generate(**inputs, **options, ctc_weight=0.9999)
-    assert torch.equal(letters.spell(answer[0, -3:]), letters.spell(torch.tensor(said)))  # some are spelled alike
+    assert tuple(answer[0, -3:].tolist()) == said
     assert not torch.equal(model.generate(**inputs, **options, ctc_weight=0), answer)
 
 
