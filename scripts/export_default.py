@@ -1,6 +1,6 @@
 """Writes a trained stage as the checkpoint that ships inside the package: half precision on disk, fp32 in memory.
 
-python scripts/export_default.py build/train/13-vision_digits mixlora/default
+python scripts/export_default.py build/train/18-vision_views mixlora/default
 """
 
 import argparse

@@ -26,7 +26,8 @@ def recipe(tmp_path: Path) -> Path:
 STAGES = {
     "default": [
         "text", "text_copy", "vision_align", "vision_sft", "speech_align", "speech_copy", "speech_sft",
-        "vision_polish", "vision_speech", "vision_mix", "vision_detail", "vision_numbers", "vision_digits",
+        "speech_voices", "speech_mend", "vision_polish", "vision_speech", "vision_mix", "vision_detail",
+        "vision_numbers", "vision_digits", "vision_practice", "vision_listen", "vision_views",
     ],
     "smoke": [
         "text", "vision_align", "vision_tower", "speech_align", "speech_sft", "vision_speech", "streamed", "mimic",
