@@ -30,12 +30,17 @@ class ChatSession:
 
     The whole conversation is encoded anew for every turn, so a turn that brings the first picture or clip may change
     the route without leaving anything stale behind.
+
+    Attributes:
+        num_beams: of a batch's answers; what is streamed has one.
+        turns: messages of the conversation.
     """
 
     def __init__(self, model: Any, processor: Any, max_new_tokens: int = 64) -> None:
         self.model = model
         self.processor = processor
         self.max_new_tokens = max_new_tokens
+        self.num_beams = 1
         self.turns: list[dict[str, Any]] = []
 
     @classmethod
@@ -74,7 +79,7 @@ class ChatSession:
         inputs = self._encode([[row.turn()] for row in rows])
         modalities = self.model.router.modalities(inputs["input_ids"])
         adapters = self.model.router.adapter_names(modalities)
-        output = self.model.generate(**inputs, **self._options())
+        output = self.model.generate(**inputs, **self._options(), num_beams=self.num_beams)
         texts = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [Answer(text.strip(), *route) for text, *route in zip(texts, modalities, adapters, strict=True)]
 

@@ -14,6 +14,7 @@ def evaluate(
     task: Annotated[str | None, typer.Option(help="This task only.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first so many rows of each task only.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at once.")] = 16,
+    beams: Annotated[int, typer.Option(min=1, help="Beams of the search for an answer; 1 is greedy.")] = 1,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures here as well.")] = None,
     report: Annotated[Path | None, typer.Option(help="A folder for a page with plots and wrong answers.")] = None,
     examples: Annotated[int, typer.Option(min=0, help="With --report: the most wrong answers shown of a task.")] = 8,
@@ -47,6 +48,7 @@ def evaluate(
         page.check(report)
         others, skipped = references.choose(groups, references.folders(whisper or [])) if compare else ([], [])
     session = load_session(model, max_new_tokens)
+    session.num_beams = beams
     print(run.heading(), flush=True)
     results = run.printed(run.evaluate(session, groups, batch_size))
     if json_path is not None:

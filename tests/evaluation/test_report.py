@@ -144,11 +144,13 @@ def fails(*arguments: str) -> str:
 
 
 def test_command(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("mixlora.commands.evaluation.load_session", lambda model, tokens: Stand("red"))
+    session: Any = Stand("red")
+    monkeypatch.setattr("mixlora.commands.evaluation.load_session", lambda model, tokens: session)
     monkeypatch.delenv("MIXLORA_WHISPER", raising=False)
     monkeypatch.setattr("mixlora.evaluation.references.find_spec", lambda name: None)
     command = ["eval", "--data", str(data), "--model", str(tmp_path / "tiny"), "--report", str(tmp_path / "page")]
-    assert fails(*command) == "0"
+    assert fails(*command, "--beams", "3") == "0"
+    assert session.num_beams == 3
     said = capsys.readouterr().out
     skipped = [line for line in said.splitlines() if "skipped" in line]
     assert [line.split()[0] for line in skipped] == ["Whisper", "PocketSphinx"], "nothing is to be read"

@@ -35,6 +35,17 @@ def test_rows_of_a_batch_are_answered_as_if_alone(session: ChatSession, picture:
     assert session.answer_batch(rows) == [session.answer_batch([row])[0] for row in rows]
 
 
+def test_a_batch_may_be_searched_with_beams(session: ChatSession) -> None:
+    session.num_beams, session.max_new_tokens = 3, 12
+    [answer] = session.answer_batch([Row("Hello there")])
+    inputs = session._encode([[Row("Hello there").turn()]])
+    found = session.model.generate(**inputs, max_new_tokens=12, do_sample=False, num_beams=3)
+    [text] = session.processor.batch_decode(found[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert answer.text == text.strip()
+    session.num_beams = 1
+    assert session.answer_batch([Row("Hello there")])[0].text != answer.text
+
+
 def test_turns_are_kept_and_sent(session: ChatSession, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[list[dict[str, Any]]] = []
     encode = session._encode
