@@ -48,7 +48,7 @@ def main() -> None:
         speech_context={"kernel_size": 11, "intermediate_size": 384, "dropout": 0.2, "stride": 2},
         speech_letters={},
         speech_blank_token_id=tokenizer("\n")["input_ids"][0],
-        speech_ctc_weight=0.5,
+        speech_ctc_weight=0.6,
         vision_detail={},
     )
     model.generation_config.eos_token_id = tokenizer.eos_token_id
