@@ -145,7 +145,7 @@ class LetterPrefixScorer(PrefixScorer):
     def __init__(self, heard: torch.Tensor, letters: SpeechLetters):
         self._chances = heard.double().cpu().T.contiguous()  # [letters, tokens]
         super().__init__(self._chances[BLANK])
-        self._spelling, self._trie = letters.spelling.cpu().long(), letters.trie
+        self._spelling, self._trie = letters.spelling.cpu(), letters.trie
         self.candidates, self.silent = torch.arange(len(self._spelling)), self._trie.silent
 
     def _next_to(self, state: State) -> tuple[torch.Tensor, torch.Tensor] | None:
