@@ -74,6 +74,14 @@ class PrefixScorer:
             del self._states[old]
         return self._states[prefix]
 
+    def _whole(self, state: State, units: torch.Tensor, chances: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
+        """Log-probabilities of each of `units` `[n]`, which have `chances` `[n, tokens]`, and of the end to come next,
+        and the sum that both are shares of; None where nothing can."""
+        begins = self._begins(self._before(*state, units), chances, state[2] < 0)
+        end = torch.logaddexp(state[0][-1], state[1][-1])
+        whole = torch.logaddexp(begins.logsumexp(0), end)
+        return (begins - whole, end - whole, whole) if torch.isfinite(whole) else None
+
     @staticmethod
     def _before(
         says: torch.Tensor, silent: torch.Tensor, last: int | torch.Tensor, units: torch.Tensor
@@ -118,13 +126,8 @@ class CtcPrefixScorer(PrefixScorer):
         self._places = {token: i for i, token in enumerate(self.candidates.tolist())}
 
     def _next_to(self, state: State) -> tuple[torch.Tensor, torch.Tensor] | None:
-        before = self._before(*state, self.candidates)
-        chances = self._begins(before, self._chances, state[2] < 0)
-        end = torch.logaddexp(state[0][-1], state[1][-1])
-        whole = torch.logaddexp(chances.logsumexp(0), end)
-        if not torch.isfinite(whole):
-            return None
-        return (chances - whole).clamp(min=UNHEARD), (end - whole).clamp(min=UNHEARD)
+        found = self._whole(state, self.candidates, self._chances)
+        return None if found is None else (found[0].clamp(min=UNHEARD), found[1].clamp(min=UNHEARD))
 
     def _followed(self, state: State, token: int) -> State | None:
         place = self._places.get(token)
@@ -149,13 +152,15 @@ class LetterPrefixScorer(PrefixScorer):
         self.candidates, self.silent = torch.arange(len(self._spelling)), self._trie.silent
 
     def _next_to(self, state: State) -> tuple[torch.Tensor, torch.Tensor] | None:
-        end = torch.logaddexp(state[0][-1], state[1][-1])
-        units = torch.arange(1, len(self._chances))
-        chances = self._begins(self._before(*state, units), self._chances[1:], state[2] < 0)
-        whole = torch.logaddexp(chances.logsumexp(0), end)
-        if not torch.isfinite(whole):
+        letters = self._whole(state, torch.arange(1, len(self._chances)), self._chances[1:])
+        if letters is None:
             return None
-        found = torch.full((len(self._spelling),), UNHEARD, dtype=end.dtype)
+        _, end, whole = letters
+        return self._spelled(state, whole), end.clamp(min=UNHEARD)
+
+    def _spelled(self, state: State, whole: torch.Tensor) -> torch.Tensor:
+        """Log-probability of each token's letters, a share of `whole`: down the trie, where it is likely enough."""
+        found = torch.full((len(self._spelling),), UNHEARD, dtype=whole.dtype)
         says, silent, last = state[0][None], state[1][None], torch.tensor([state[2]])
         alive, size = torch.zeros(1, dtype=torch.long), 1  # places of the beginnings that are followed up, of so many
         for depth, (parents, letters, (tokens, places)) in enumerate(
@@ -168,7 +173,7 @@ class LetterPrefixScorer(PrefixScorer):
             before = self._before(says[above], silent[above], last[above], units)
             first = depth == 0 and state[2] < 0
             likely = self._begins(before, self._chances[units], first) - whole
-            at = torch.full((len(parents),), UNHEARD, dtype=end.dtype)
+            at = torch.full((len(parents),), UNHEARD, dtype=whole.dtype)
             at[nodes] = likely
             found[tokens] = at[places]
             heard = likely > LEAST
@@ -176,7 +181,7 @@ class LetterPrefixScorer(PrefixScorer):
             if not len(alive):
                 break
             says, silent = self._says(before[heard], self._chances[last], first)
-        return found.clamp(min=UNHEARD), (end - whole).clamp(min=UNHEARD)
+        return found.clamp(min=UNHEARD)
 
     def _followed(self, state: State, token: int) -> State | None:
         for letter in self._spelling[token].tolist() if 0 <= token < len(self._spelling) else ():

@@ -139,7 +139,8 @@ class MediaEncoding:
         if blank is None:
             return MediaOutput(pooler_output=tokens)
         table = whole_table(self.language_model.embed_tokens)
-        spelled = [None] * len(tokens) if self.config.speech_letters is None else self.speech_letters(stacked)
+        known = self.config.speech_letters is not None and self.speech_letters.known
+        spelled = self.speech_letters(stacked) if known else [None] * len(tokens)
         heard = [
             None if beside else Heard(clip, letters)
             for clip, letters, beside in zip(tokens, spelled, beside_picture or [False] * len(tokens), strict=True)

@@ -32,6 +32,11 @@ class SpeechLetters(nn.Module):
         """`[tokens, width]` of each clip -> log-probabilities of nothing and of each letter, `[tokens, letters]`."""
         return [self.head(clip).float().log_softmax(-1) for clip in clips]
 
+    @property
+    def known(self) -> bool:
+        """Whether tokens have spellings: not before a stage has trained the head, which says nothing until then."""
+        return bool(self.spelling.any())
+
     def spell(self, ids: torch.Tensor) -> torch.Tensor:
         """Letters `[letters]`, from 1 on, of the text of `ids` `[tokens]`."""
         letters = self.spelling[ids]
@@ -44,8 +49,9 @@ class SpeechLetters(nn.Module):
         Raises:
             ValueError: a token of more letters than there is room for, or of more tokens than the decoder has.
         """
-        if self.spelling.any():
+        if self.known:
             return
+        self.__dict__.pop("trie", None)
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         before = tokenizer("a", add_special_tokens=False)["input_ids"]  # a first token may lose its space
         start = len(tokenizer.decode(before))

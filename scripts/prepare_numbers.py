@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-ROWS = {"train": 15000, "test": 500}
+ROWS = {"train": 9000, "test": 500}
 LENGTHS = (1, 2, 3, 4, 5)
 HEIGHT = (28, 110)
 """Height of a digit's frame, in pixels; longer numbers are lower, so that they fit."""

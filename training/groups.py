@@ -110,7 +110,7 @@ def prepared_buffers(model: MixLoraForConditionalGeneration, stage: Stage) -> li
     projector = _fitted(model, stage)
     if projector is not None and torch.equal(projector.basis, torch.eye(len(projector.basis)).to(projector.basis)):
         changed.append(f"model.{CLIPS}.basis")
-    if LETTERS in stage.train and not model.model.speech_letters.spelling.any():
+    if LETTERS in stage.train and not model.model.speech_letters.known:
         changed.append(f"model.{LETTERS}.spelling")
     return changed
 

@@ -83,7 +83,7 @@ class SupervisedStep:
             sharpness=CTC_SHARPNESS,
             num_items=num_items,
         )
-        if model.config.speech_letters is None:
+        if model.config.speech_letters is None or not model.model.speech_letters.known:
             return loss
         letters = model.model.speech_letters
         spelled = letter_ctc_loss(letters(stacked), labels, letters.spell, end=self.end, num_items=num_items)

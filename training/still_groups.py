@@ -43,9 +43,8 @@ class StillGroups(TrainerCallback):
             groups.add(f"adapter.{adapter}")
         if seen:
             groups |= {"vision_tower", "vision_projector", "vision_detail"}
-        if heard and self.stage.ctc_weight:
-            groups.add("speech_letters")
         if heard:
+            groups |= {"speech_letters"} if self.stage.ctc_weight else set()
             groups |= {"speech_tower", "speech_context", f"speech_projector.{'vision_' if seen else ''}speech"}
         return groups
 

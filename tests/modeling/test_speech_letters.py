@@ -210,6 +210,20 @@ def test_a_weight_near_one_says_what_is_heard() -> None:
     assert not torch.equal(model.generate(**inputs, **options, ctc_weight=0), answer)
 
 
+def test_letters_that_were_never_taught_leave_tokens_to_be_followed(tokenizer) -> None:
+    model = tiny_model(**SETTINGS)
+    inputs = batch_inputs([row_inputs("speech")])
+    features = model.model.encode_speech(inputs["input_features"], inputs["input_features_mask"])
+    [heard] = model.model.get_audio_features(features=features).heard
+    assert heard.letters is None
+    plain = model.generate(**inputs, max_new_tokens=3, do_sample=False, ctc_weight=0)
+    assert not torch.equal(model.generate(**inputs, max_new_tokens=3, do_sample=False, ctc_weight=0.9999), plain)
+    letters = SpeechLetters(4, len(tokenizer), **SPEECH_LETTERS)
+    assert len(letters.trie.letters) == 0
+    letters.read_spelling(tokenizer)
+    assert len(letters.trie.letters) > 0
+
+
 def test_letters_and_their_spelling_are_saved_and_are_a_group(tmp_path) -> None:
     model = letter_model()
     assert model.parameter_groups()["speech_letters"] == [
