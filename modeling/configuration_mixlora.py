@@ -75,7 +75,7 @@ def full_context(given: dict[str, Any]) -> dict[str, Any]:
     return full
 
 
-SPEECH_LETTERS: dict[str, Any] = {"alphabet": " 'abcdefghijklmnopqrstuvwxyz0123456789", "longest": 16}
+SPEECH_LETTERS: dict[str, Any] = {"alphabet": " 'abcdefghijklmnopqrstuvwxyz0123456789", "longest": 16, "words": 0}
 """Entries of `config.speech_letters`, and what they are by default."""
 
 
@@ -85,6 +85,8 @@ def full_letters(given: dict[str, Any]) -> dict[str, Any]:
     alphabet = full["alphabet"]
     if not isinstance(alphabet, str) or not 0 < len(alphabet) == len(set(alphabet)) < 256:
         raise ValueError(f"speech_letters: alphabet must be a string of 1 to 255 different letters, got {alphabet!r}")
+    if type(full["words"]) is not int or full["words"] < 0:
+        raise ValueError(f"speech_letters: words must be an integer of at least 0, got {full['words']!r}")
     return full
 
 
@@ -220,9 +222,10 @@ class MixLoraConfig(PreTrainedConfig):
         speech_context: `{"layers", "kernel_size", "intermediate_size", "dropout", "stride"}` of convolution blocks
             that mix a clip's tokens before both speech projectors; `{}` takes the defaults, by default there are none.
             With a `stride` the blocks see tokens of `speech_stack / stride` frames, so many of which make one then.
-        speech_letters: `{"alphabet", "longest"}` of a head on those blocks' tokens that learns by CTC what a clip
-            spells, beside its tokens; in `generate` CTC then chooses by letters. A token has at most `longest`. `{}`
-            takes the defaults, by default there is none.
+        speech_letters: `{"alphabet", "longest", "words"}` of a head on those blocks' tokens that learns by CTC what a
+            clip spells, beside its tokens; in `generate` CTC then chooses by letters. A token has at most `longest`.
+            In `words` bytes a list of known words is kept, packed; at 0 any letters are a word. `{}` takes the
+            defaults, by default there is none.
         vision_detail: `{"widths", "layers", "patch_size", "cells"}` of a small ConvNeXt that trains beside a frozen
             tower and is added to the projected tokens: stages of `widths`, each of `layers` blocks, the first on
             patches of `patch_size` pixels, the others half as fine as the one before; a token joins `cells` squared

@@ -10,7 +10,7 @@ from transformers.generation import GenerationConfig, GenerationMixin, LogitsPro
 from transformers.masking_utils import create_masks_for_generate
 
 from .cache_name import CACHE, NAMES, given_cache
-from .ctc_prefix import CtcGuide, CtcPrefixScorer, JointPrefixScorer, LetterPrefixScorer
+from .ctc_prefix import CtcGuide, CtcPrefixScorer, TextScorer
 from .growing_cache import growing
 from .input_checks import check_ids
 from .media_encoding import Heard, MediaOutput
@@ -133,11 +133,11 @@ class RoutedGenerationMixin(GenerationMixin):
             if self._in_last_turn(input_ids[row], last):
                 asked[row].append(clip)
 
-        def scorer(clip: Heard) -> CtcPrefixScorer | JointPrefixScorer:
-            tokens = CtcPrefixScorer(clip.tokens, table.to(clip.tokens.device), blank)
+        def scorer(clip: Heard) -> CtcPrefixScorer | TextScorer:
             if clip.letters is None:
-                return tokens
-            return JointPrefixScorer(LetterPrefixScorer(clip.letters, self.model.speech_letters), tokens)
+                return CtcPrefixScorer(clip.tokens, table.to(clip.tokens.device), blank)
+            letters = self.model.speech_letters
+            return TextScorer(letters.likely_texts(clip.letters), letters.spellings)
 
         scorers = [scorer(clips[0]) if len(clips) == 1 and clips[0] is not None else None for clips in asked]
         return CtcGuide(scorers, weight, input_ids.shape[1], ends) if any(scorers) else None

@@ -1,14 +1,20 @@
 """What a clip spells: CTC over letters, of which a few hours of speech hold many examples, and of each token few."""
 
 import unicodedata
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
+from .word_search import Words, likely_texts
+
 BLANK = 0
 """Of the letters, the one that stands for nothing heard; the alphabet's follow."""
+TEXTS = 16
+"""Texts of a clip that the decoder chooses from."""
 
 
 class SpeechLetters(nn.Module):
@@ -17,16 +23,18 @@ class SpeechLetters(nn.Module):
     Args:
         width: of the tokens that the blocks of `config.speech_context` give.
         vocab_size: of the decoder.
-        alphabet, longest: see `config.speech_letters`.
+        alphabet, longest, words: see `config.speech_letters`.
     """
 
     spelling: torch.Tensor
+    words: torch.Tensor
 
-    def __init__(self, width: int, vocab_size: int, *, alphabet: str, longest: int):
+    def __init__(self, width: int, vocab_size: int, *, alphabet: str, longest: int, words: int):
         super().__init__()
         self.alphabet = alphabet
         self.head = nn.Linear(width, 1 + len(alphabet))
         self.register_buffer("spelling", torch.zeros(vocab_size, longest, dtype=torch.uint8))
+        self.register_buffer("words", torch.zeros(words, dtype=torch.uint8))
 
     def forward(self, clips: list[torch.Tensor]) -> list[torch.Tensor]:
         """`[tokens, width]` of each clip -> log-probabilities of nothing and of each letter, `[tokens, letters]`."""
@@ -51,7 +59,7 @@ class SpeechLetters(nn.Module):
         """
         if self.known:
             return
-        self.__dict__.pop("trie", None)
+        self.__dict__.pop("spellings", None)
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         before = tokenizer("a", add_special_tokens=False)["input_ids"]  # a first token may lose its space
         start = len(tokenizer.decode(before))
@@ -69,9 +77,38 @@ class SpeechLetters(nn.Module):
             self.spelling[place, : len(letters)] = torch.tensor(letters, dtype=torch.uint8)
 
     @cached_property
-    def trie(self) -> "SpellingTrie":
+    def spellings(self) -> "Spellings":
         """All spellings; they do not change once they are read."""
-        return SpellingTrie(self.spelling.cpu())
+        return Spellings(["".join(self.alphabet[i - 1] for i in row if i != BLANK) for row in self.spelling.tolist()])
+
+    @cached_property
+    def known_words(self) -> Words:
+        """The words that [`learn_words`] was given."""
+        packed = bytes(self.words.tolist())
+        groups = zlib.decompressobj().decompress(packed).decode().split("\n") if any(packed) else []
+        return Words({word: 2**power for power, group in enumerate(groups) for word in group.split()})
+
+    @torch.no_grad()
+    def learn_words(self, counts: Mapping[str, int]) -> None:
+        """Keeps words and how often each is said, to the next lower power of two.
+
+        Raises:
+            ValueError: more words than `config.speech_letters` has room for, in bytes.
+        """
+        groups: list[list[str]] = [[] for _ in range(max(counts.values()).bit_length())]
+        for word in sorted(counts):
+            groups[counts[word].bit_length() - 1].append(word)
+        packed = zlib.compress("\n".join(" ".join(group) for group in groups).encode(), level=9)
+        if len(packed) > len(self.words):
+            raise ValueError(
+                f"speech_letters: {len(counts)} words take {len(packed)} bytes, there is room for {len(self.words)}"
+            )
+        self.words.zero_()[: len(packed)] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+        self.__dict__.pop("known_words", None)
+
+    def likely_texts(self, heard: torch.Tensor) -> list[tuple[str, float]]:
+        """The likeliest texts of a clip, whose letters have log-probabilities `heard` `[tokens, letters]`."""
+        return likely_texts(heard, self.alphabet, self.known_words, TEXTS)
 
 
 def folded(text: str, alphabet: str) -> str:
@@ -84,31 +121,30 @@ def folded(text: str, alphabet: str) -> str:
     return "" if letters.isspace() and not text.isspace() else letters
 
 
-class SpellingTrie:
-    """Spellings by their common beginnings: of each depth, every different beginning of that many letters once.
+class Spellings:
+    """How each token of a decoder is spelled.
 
     Args:
-        spelling: `[tokens, longest]`, 0 behind a token's letters.
+        spelled: the letters of each token, "" of one that nobody hears.
 
     Attributes:
-        parents: of each depth, the place of each beginning's own beginning in the depth before.
-        letters: of each depth, the last letter of each beginning.
-        tokens: of each depth, which tokens end there, and at which beginning: `(tokens, places)`.
-        silent: the tokens without a letter.
+        silent: ids of those that nobody hears.
     """
 
-    def __init__(self, spelling: torch.Tensor):
-        lengths = (spelling != BLANK).sum(1)
-        self.silent = (lengths == 0).nonzero().squeeze(1)
-        self.parents: list[torch.Tensor] = []
-        self.letters: list[torch.Tensor] = []
-        self.tokens: list[tuple[torch.Tensor, torch.Tensor]] = []
-        before = torch.zeros(len(spelling), dtype=torch.long)  # place of each token's beginning
-        for depth in range(1, int(lengths.max()) + 1):
-            rows = (lengths >= depth).nonzero().squeeze(1)
-            beginnings, places = torch.unique(spelling[rows, :depth], dim=0, return_inverse=True)
-            self.letters.append(beginnings[:, -1].long())
-            self.parents.append(torch.zeros(len(beginnings), dtype=torch.long).index_copy(0, places, before[rows]))
-            before = before.index_copy(0, rows, places)
-            ending = lengths[rows] == depth
-            self.tokens.append((rows[ending], places[ending]))
+    def __init__(self, spelled: list[str]):
+        self._spelled = spelled
+        self._tokens: dict[str, list[int]] = {}
+        for token, letters in enumerate(spelled):
+            self._tokens.setdefault(letters, []).append(token)
+        self.silent = torch.tensor(self._tokens.pop("", []), dtype=torch.long)
+        self._longest = max(map(len, self._tokens), default=0)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What tokens spell together."""
+        return "".join(self._spelled[token] for token in tokens if token < len(self._spelled))
+
+    def starting(self, text: str, first: bool) -> Iterator[int]:
+        """Tokens that `text` begins with; the `first` one of all may have a space in front or none."""
+        for beginning in (text, f" {text}") if first else (text,):
+            for size in range(1, min(len(beginning), self._longest) + 1):
+                yield from self._tokens.get(beginning[:size], ())

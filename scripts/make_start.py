@@ -1,11 +1,16 @@
 """Assembles the untrained start of the default model: a fresh decoder around two pretrained encoders.
 
-python scripts/make_start.py --encoders build/encoders --tokenizer build/tokenizer --output build/start
+python scripts/make_start.py --encoders build/encoders --tokenizer build/tokenizer --words build/data/words.json \
+    --output build/start
 """
 
 import argparse
+import json
+from pathlib import Path
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+WORD_BYTES = 122_880
+"""Room for the words that are known when a clip is heard."""
 
 
 def main() -> None:
@@ -13,6 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoders", default="build/encoders")
     parser.add_argument("--tokenizer", default="build/tokenizer")
+    parser.add_argument("--words", type=Path, default=Path("build/data/words.json"))
     parser.add_argument("--output", default="build/start")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -46,11 +52,12 @@ def main() -> None:
         vision_tokens_per_side=7,
         speech_stack=4,
         speech_context={"kernel_size": 11, "intermediate_size": 384, "dropout": 0.2, "stride": 2},
-        speech_letters={},
+        speech_letters={"words": WORD_BYTES},
         speech_blank_token_id=tokenizer("\n")["input_ids"][0],
         speech_ctc_weight=0.6,
         vision_detail={},
     )
+    model.model.speech_letters.learn_words(json.loads(args.words.read_text()))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     processor = MixLoraProcessor(

@@ -8,8 +8,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import GenerationConfig
 
-from mixlora.modeling.ctc_prefix import REMEMBERED, UNHEARD, CtcGuide, CtcPrefixScorer
+from mixlora.modeling.ctc_prefix import REMEMBERED, UNHEARD, CtcGuide, CtcPrefixScorer, TextScorer
 from mixlora.modeling.projectors import CTC_SHARPNESS
+from mixlora.modeling.speech_letters import Spellings
 from tests.modeling.model_fixtures import ROWS, batch_inputs, row_inputs, tiny_model
 
 BLANK = 0
@@ -41,10 +42,10 @@ def test_it_equals_the_sum_over_all_ways_to_say_it(prefix: tuple[int, ...]) -> N
     scorer = CtcPrefixScorer(tokens, table, BLANK)
     found = scorer(prefix)
     assert found is not None
-    for token, chance in zip(scorer.candidates.tolist(), found[0].tolist(), strict=True):
+    for token, chance in zip(found.tokens.tolist(), found.chances.tolist(), strict=True):
         wanted = sum(chance for text, chance in said.items() if text[: len(prefix) + 1] == (*prefix, token))
         assert math.exp(chance) == pytest.approx(wanted / total, abs=1e-6)
-    assert math.exp(float(found[1])) == pytest.approx(said[prefix] / total, abs=1e-6)
+    assert math.exp(found.end) == pytest.approx(said[prefix] / total, abs=1e-6)
 
 
 def test_what_cannot_have_been_said_gives_no_opinion() -> None:
@@ -65,7 +66,7 @@ def test_a_long_answer_keeps_little_and_an_unheard_one_is_given_up() -> None:
     for length, before in wanted.items():  # forgotten by now
         again = scorer((1, 2) * length)
         assert again is not None and before is not None
-        assert torch.equal(again[0], before[0]) and torch.equal(again[1], before[1])
+        assert torch.equal(again.chances, before.chances) and again.end == before.end
 
 
 def test_beams_follow_their_row_and_other_rows_keep_their_scores() -> None:
@@ -77,9 +78,55 @@ def test_beams_follow_their_row_and_other_rows_keep_their_scores() -> None:
     assert torch.equal(mixed[:2], scores[:2])
     for row, prefix in ((2, (1,)), (3, (2,))):
         heard = torch.full((6,), UNHEARD)
-        chances, end = scorer(prefix)
-        heard[scorer.candidates], heard[5] = chances.float(), end.float()
+        found = scorer(prefix)
+        heard[found.tokens], heard[5] = found.chances.float(), found.end
         torch.testing.assert_close(mixed[row], 0.5 * scores[row].log_softmax(-1) + 0.5 * heard)
+
+
+SPELLINGS = Spellings(["", " a", " ab", "b", " b", "a", "", " ba"])
+"""Of eight tokens, two of them silent."""
+TEXTS = [("ab a", math.log(0.5)), ("ab b", math.log(0.3)), ("a", math.log(0.2))]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "chances", "end", "signs"),
+    [
+        ((), {1: 1, 2: 0.8, 5: 1}, 0, True),  # the first token may have a space in front or none
+        ((1,), {3: 0.8}, 0.2, True),  # "a" is whole in one of them
+        ((5, 3), {1: 5 / 8, 4: 3 / 8}, 0, True),
+        ((2,), {1: 5 / 8, 4: 3 / 8}, 0, True),
+        ((2, 0, 6, 4), {}, 1, True),
+    ],
+)
+def test_tokens_spell_on_the_likely_texts(
+    prefix: tuple[int, ...], chances: dict[int, float], end: float, signs: bool
+) -> None:
+    found = TextScorer(TEXTS, SPELLINGS)(prefix)
+    assert found is not None
+    got = dict(zip(found.tokens.tolist(), found.chances.exp().tolist(), strict=True))
+    assert got == pytest.approx(chances)
+    assert found.end == (pytest.approx(math.log(end)) if end else UNHEARD)
+    assert (found.silent is not None) == signs
+
+
+def test_no_sign_stands_inside_a_word_and_other_texts_give_no_opinion() -> None:
+    scorer = TextScorer([("abba", 0.0)], SPELLINGS)
+    assert scorer((2,)).silent is None and scorer((2, 3, 5)).silent.tolist() == [0, 6]
+    assert scorer((4,)) is None and scorer((2, 1)) is None
+    silence = TextScorer([("", 0.0)], SPELLINGS)(())
+    assert silence.end == 0 and len(silence.tokens) == 0
+
+
+def test_silent_tokens_stay_as_likely_as_the_decoder_has_them() -> None:
+    guide = CtcGuide([TextScorer(TEXTS, SPELLINGS)], 0.5, prompt_length=1, ends=[6])
+    wanted = torch.randn(1, 8).log_softmax(-1)
+    mixed = guide(torch.tensor([[9, 2]]), wanted)[0]
+    assert mixed[0] == wanted[0, 0]
+    assert mixed.exp().sum().item() == pytest.approx(1, abs=1e-5)
+    heard = torch.full((8,), UNHEARD)
+    heard[1], heard[4] = math.log(5 / 8), math.log(3 / 8)
+    alone = (0.5 * wanted[0] + 0.5 * heard)[1:]
+    torch.testing.assert_close(mixed[1:].log_softmax(-1), alone.log_softmax(-1))
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -102,7 +149,7 @@ def test_a_weight_near_one_says_what_was_heard() -> None:
     for _ in range(3):
         found = scorer(said)
         assert found is not None
-        said = (*said, int(scorer.candidates[found[0].argmax()]))
+        said = (*said, int(found.tokens[found.chances.argmax()]))
     answer = model.generate(**inputs, max_new_tokens=3, do_sample=False, ctc_weight=0.9999)
     assert tuple(answer[0, -3:].tolist()) == said
     plain = model.generate(**inputs, max_new_tokens=3, do_sample=False, ctc_weight=0)

@@ -1,8 +1,5 @@
 """CTC over letters: how tokens are spelled, and answers that follow the letters that are heard."""
 
-import itertools
-import math
-
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
@@ -10,54 +7,21 @@ from transformers import AutoTokenizer
 
 import mixlora
 from mixlora.modeling.configuration_mixlora import SPEECH_LETTERS
-from mixlora.modeling.ctc_prefix import (
-    SELDOM,
-    UNHEARD,
-    CtcGuide,
-    CtcPrefixScorer,
-    JointPrefixScorer,
-    LetterPrefixScorer,
-)
-from mixlora.modeling.projectors import CTC_SHARPNESS
-from mixlora.modeling.speech_letters import SpeechLetters, SpellingTrie, folded
+from mixlora.modeling.speech_letters import SpeechLetters, Spellings, folded
 from tests.modeling.model_fixtures import ROWS, VOCAB, batch_inputs, row_inputs, tiny_model
 
 CONTEXT = {"layers": 1, "kernel_size": 3, "intermediate_size": 12, "stride": 2}
 SETTINGS = {
     "speech_context": CONTEXT,
-    "speech_letters": {"alphabet": " abc", "longest": 3},
+    "speech_letters": {"alphabet": " abc", "longest": 3, "words": 40},
     "speech_blank_token_id": 0,
     "speech_ctc_weight": 0.5,
 }
-SPELLINGS = {1: (1,), 2: (1, 2), 3: (1, 2, 2), 4: (2,), 5: (3, 1), 6: (3, 3, 3)}
-"""Of some of eight tokens; the others are silent."""
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     return AutoTokenizer.from_pretrained(mixlora.default_checkpoint())
-
-
-def spelled_by(spellings: dict[int, tuple[int, ...]], vocabulary: int = 8, alphabet: str = "abc") -> SpeechLetters:
-    letters = SpeechLetters(4, vocabulary, alphabet=alphabet, longest=3)
-    for token, spelling in spellings.items():
-        letters.spelling[token, : len(spelling)] = torch.tensor(spelling)
-    return letters
-
-
-def clip(tokens: int = 5, letters: int = 3) -> torch.Tensor:
-    """Log-probabilities of nothing and of letters."""
-    torch.manual_seed(tokens)
-    return torch.randn(tokens, 1 + letters).log_softmax(-1)
-
-
-def all_readings(heard: torch.Tensor) -> dict[tuple[int, ...], float]:
-    """The probability of all that a clip may spell: the sum over all ways to place it."""
-    chances, said = heard.double().exp(), dict[tuple[int, ...], float]()
-    for path in itertools.product(range(chances.shape[1]), repeat=len(chances)):
-        text = tuple(letter for letter, _ in itertools.groupby(path) if letter)
-        said[text] = said.get(text, 0.0) + math.prod(float(chances[t, letter]) for t, letter in enumerate(path))
-    return said
 
 
 def test_a_text_is_spelled_alike_however_it_is_cut_into_tokens(tokenizer) -> None:
@@ -81,7 +45,7 @@ def test_a_text_is_spelled_alike_however_it_is_cut_into_tokens(tokenizer) -> Non
 def test_what_nobody_hears_has_no_letters(tokenizer) -> None:
     letters = SpeechLetters(4, len(tokenizer), **SPEECH_LETTERS)
     letters.read_spelling(tokenizer)
-    silent = set(letters.trie.silent.tolist())
+    silent = set(letters.spellings.silent.tolist())
     assert {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} <= silent
     signs = [tokenizer.convert_tokens_to_ids(each) for each in (",", ".", "?", "-", "\u0120-")]
     assert set(signs) <= silent
@@ -96,78 +60,31 @@ def test_spelling_is_read_once_and_must_fit(tokenizer) -> None:
     assert int(letters.spelling.sum()) == 1
     for size, longest in ((len(tokenizer), 4), (100, 16)):
         with pytest.raises(ValueError, match=f"room for {size} tokens of {longest} letters, and the tokenizer's '"):
-            SpeechLetters(4, size, alphabet=SPEECH_LETTERS["alphabet"], longest=longest).read_spelling(tokenizer)
+            SpeechLetters(4, size, **SPEECH_LETTERS | {"longest": longest}).read_spelling(tokenizer)
 
 
-def test_the_trie_holds_each_beginning_once() -> None:
-    trie = SpellingTrie(spelled_by(SPELLINGS).spelling)
-    assert [len(letters) for letters in trie.letters] == [3, 3, 2]
-    assert trie.silent.tolist() == [0, 7]
-    found = {}
-    for depth, (tokens, places) in enumerate(trie.tokens):
-        for token, place in zip(tokens.tolist(), places.tolist(), strict=True):
-            spelling, at = [], place
-            for above in range(depth, -1, -1):
-                spelling.insert(0, int(trie.letters[above][at]))
-                at = int(trie.parents[above][at])
-            found[token] = tuple(spelling)
-    assert found == SPELLINGS
+def test_texts_are_spelled_by_tokens() -> None:
+    spellings = Spellings(["", " a", " ab", "b", "abb", " a"])
+    assert spellings.silent.tolist() == [0]
+    assert spellings.text((2, 0, 3, 99)) == " abb"
+    assert list(spellings.starting(" abb", first=False)) == [1, 5, 2]
+    assert list(spellings.starting("abb", first=True)) == [4, 1, 5, 2]
+    assert list(Spellings([]).starting("a", first=True)) == []
 
 
-@pytest.mark.parametrize("prefix", [(), (1,), (2,), (4,), (0, 2), (3,), (5, 1), (2, 7)])
-def test_it_equals_the_sum_over_all_ways_to_spell_it(prefix: tuple[int, ...]) -> None:
-    heard = clip()
-    said = all_readings(heard)
-    so_far = tuple(letter for token in prefix for letter in SPELLINGS.get(token, ()))
-    total = sum(chance for text, chance in said.items() if text[: len(so_far)] == so_far)
-    found = LetterPrefixScorer(heard, spelled_by(SPELLINGS))(prefix)
-    assert found is not None
-    for token, spelling in SPELLINGS.items():
-        longer = so_far + spelling
-        wanted = sum(chance for text, chance in said.items() if text[: len(longer)] == longer)
-        assert math.exp(found[0][token]) == pytest.approx(wanted / total, abs=2e-5)
-    assert math.exp(float(found[1])) == pytest.approx(said[so_far] / total, abs=1e-6)
-
-
-def test_what_cannot_have_been_spelled_gives_no_opinion() -> None:
-    scorer = LetterPrefixScorer(clip(tokens=2), spelled_by(SPELLINGS))
-    assert scorer((6,)) is None and scorer((6, 1)) is None  # three times the same letter in two places
-    assert scorer((0,) * 5) is not None
-
-
-def test_silent_tokens_stay_as_likely_as_the_decoder_has_them() -> None:
-    scorer = LetterPrefixScorer(clip(), spelled_by(SPELLINGS))
-    guide = CtcGuide([scorer], 0.5, prompt_length=1, ends=[7])
-    expected = torch.randn(1, 8).log_softmax(-1)
-    mixed = guide(torch.tensor([[9, 1]]), expected)[0]
-    found = scorer((1,))
-    assert found is not None
-    assert mixed[0] == expected[0, 0]
-    assert mixed.exp().sum().item() == pytest.approx(1, abs=1e-5)
-    heard = found[0].float().clone()
-    heard[7] = found[1]
-    alone = (0.5 * expected[0] + 0.5 * heard)[1:]
-    torch.testing.assert_close(mixed[1:].log_softmax(-1), alone.log_softmax(-1))
-    assert float(heard[6]) == UNHEARD  # "ccc" does not fit in what is left of the clip
-
-
-def test_letters_and_tokens_count_half_each() -> None:
-    """Where tokens cannot have said the beginning, letters alone tell what is next; and the other way round."""
-    letters = LetterPrefixScorer(clip(), spelled_by(SPELLINGS))
-    torch.manual_seed(0)
-    tokens = CtcPrefixScorer(torch.randn(3, 8) / CTC_SHARPNESS, torch.eye(8), 0)
-    joint = JointPrefixScorer(letters, tokens)
-    spelled, said, both = letters((1,)), tokens((1,)), joint((1,))
-    assert spelled is not None and said is not None and both is not None
-    heard = torch.full_like(spelled[0], SELDOM)
-    heard[tokens.candidates] = said[0].clamp(min=SELDOM)
-    torch.testing.assert_close(both[0], (spelled[0] + heard) / 2)
-    torch.testing.assert_close(both[1], (spelled[1] + said[1]) / 2)
-    silences = (7,) * 5  # they have no letters, and too many places
-    assert tokens(silences) is None
-    assert torch.equal(joint(silences)[0], letters(silences)[0])
-    assert letters((6, 6)) is None and tokens((6, 6)) is not None
-    assert torch.equal(joint((6, 6))[0][tokens.candidates], tokens((6, 6))[0].clamp(min=SELDOM))
+def test_words_are_packed_with_how_often_they_are_said() -> None:
+    counts = {"call": 9, "it's": 8, "busy": 1, "are": 3, "fowl": 1}
+    letters = SpeechLetters(4, 8, **SPEECH_LETTERS | {"words": 60})
+    assert letters.known_words.score("call") == letters.known_words.score("cal") == 0
+    letters.learn_words(counts)
+    known = letters.known_words
+    assert known.score("call") == known.score("it's") > known.score("are") > known.score("busy") == known.score("fowl")
+    assert known.score("busy") > known.score("cal")
+    again = SpeechLetters(4, 8, **SPEECH_LETTERS | {"words": 60})
+    again.load_state_dict(letters.state_dict())
+    assert [again.known_words.score(word) for word in counts] == [known.score(word) for word in counts]
+    with pytest.raises(ValueError, match="5 words take .. bytes, there is room for 20"):
+        SpeechLetters(4, 8, **SPEECH_LETTERS | {"words": 20}).learn_words(counts)
 
 
 def letter_model(**changes):
@@ -195,18 +112,13 @@ def test_a_weight_near_one_says_what_is_heard() -> None:
     stacked = model.model.stack_speech(
         model.model.encode_speech(inputs["input_features"], inputs["input_features_mask"])
     )
-    spelled, projected = letters(stacked)[0], model.model.project_speech(stacked)[0]
-    assert spelled.shape == (19, 5) and len(projected) == 10
-    table = model.get_input_embeddings().weight
-    scorer, said = JointPrefixScorer(LetterPrefixScorer(spelled, letters), CtcPrefixScorer(projected, table, 0)), ()
-    silent = letters.trie.silent.tolist()
-    for _ in range(3):
-        found = scorer(said)
-        assert found is not None
-        said = (*said, int(found[0].index_fill(0, torch.tensor(silent), UNHEARD).argmax()))
+    spelled = letters(stacked)[0]
+    assert spelled.shape == (19, 5)
+    texts, silent = [text for text, _ in letters.likely_texts(spelled)], letters.spellings.silent.tolist()
     options = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": silent}
     answer = model.generate(**inputs, **options, ctc_weight=0.9999)
-    assert tuple(answer[0, -3:].tolist()) == said
+    said = letters.spellings.text(answer[0, -3:].tolist()).lstrip()
+    assert said and any(text.startswith(said) for text in texts)
     assert not torch.equal(model.generate(**inputs, **options, ctc_weight=0), answer)
 
 
@@ -219,9 +131,9 @@ def test_letters_that_were_never_taught_leave_tokens_to_be_followed(tokenizer) -
     plain = model.generate(**inputs, max_new_tokens=3, do_sample=False, ctc_weight=0)
     assert not torch.equal(model.generate(**inputs, max_new_tokens=3, do_sample=False, ctc_weight=0.9999), plain)
     letters = SpeechLetters(4, len(tokenizer), **SPEECH_LETTERS)
-    assert len(letters.trie.letters) == 0
+    assert len(letters.spellings.silent) == len(tokenizer)
     letters.read_spelling(tokenizer)
-    assert len(letters.trie.letters) > 0
+    assert len(letters.spellings.silent) < len(tokenizer)
 
 
 def test_letters_and_their_spelling_are_saved_and_are_a_group(tmp_path) -> None:
@@ -247,6 +159,7 @@ def test_letters_and_their_spelling_are_saved_and_are_a_group(tmp_path) -> None:
             {"speech_letters": {"alphabet": "aba"}},
             "alphabet must be a string of 1 to 255 different letters, got 'aba'",
         ),
+        ({"speech_letters": {"words": -1}}, "words must be an integer of at least 0, got -1"),
         ({"speech_letters": {"longest": 0}}, "longest must be an integer of at least 1, got 0"),
     ],
 )

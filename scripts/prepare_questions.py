@@ -1,0 +1,146 @@
+"""Write questions about pictures, typed and asked by voice: what is it, is it a seven, what is on the left?
+
+Run: python scripts/prepare_questions.py     (after prepare_pictures.py and prepare_scenes.py; needs onnxruntime)
+
+Training rows go to build/data/questions.jsonl, half of them asked by voice. The held-out ones are asked in both forms,
+eval/typed_questions.jsonl and eval/spoken_questions.jsonl, by voices that training does not hear. Clips go to
+build/data/speech/questions/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from audio_files import Utterance, held_out_voices, synthesise_all, training_voices
+from common import CLOTHES, DATA, DIGIT_WORDS, EVAL, SEED, chat_row, read_jsonl, run_main, write_jsonl
+from prepare_hallucinations import NEAR
+
+TRAIN_ROWS, TEST_ROWS = 9000, 399
+DIGIT_QUESTIONS = ("What digit is this?", "Which digit do you see?", "What number is this?")
+CLOTHES_QUESTIONS = ("What is this piece of clothing?", "What kind of clothing is this?", "Which garment is this?")
+STRETCHES = (0.9, 1.0, 1.15)
+
+
+class Question(NamedTuple):
+    """A question about a picture."""
+
+    text: str
+    answer: str
+    image: str
+    """Path below the data folder."""
+
+
+def digit_question(digit: str, index: int, rng: random.Random) -> tuple[str, str]:
+    """Question and answer about a digit: which is it, or is it this one? As many yes as no."""
+    if index % 2 == 0:
+        return rng.choice(DIGIT_QUESTIONS), digit
+    yes = index % 4 == 1
+    asked = int(digit) if yes else rng.choice([other for other in range(10) if other != int(digit)])
+    return f"Is this {'an' if asked == 8 else 'a'} {DIGIT_WORDS[asked]}?", "yes" if yes else "no"
+
+
+def clothes_question(label: str, index: int, rng: random.Random) -> tuple[str, str]:
+    """The same about a piece of clothing; every second "no" asks for one that looks alike."""
+    if index % 2 == 0:
+        return rng.choice(CLOTHES_QUESTIONS), label
+    yes = index % 4 == 1
+    other = NEAR[label] if index % 8 == 3 else rng.choice([each for each in CLOTHES if each != label])
+    asked = label if yes else other
+    article = "an " if asked[0] in "aeiou" else "a "
+    return (f"Are these {asked}?" if asked == "trousers" else f"Is this {article}{asked}?"), "yes" if yes else "no"
+
+
+def questions(
+    digits: Sequence[tuple[str, str]],
+    clothes: Sequence[tuple[str, str]],
+    scenes: list[Question],
+    count: int,
+    rng: random.Random,
+) -> list[Question]:
+    """A third of `count` about each kind of picture, given as (image, label) and as questions, in a drawn order."""
+    third = count // 3
+    asked = [
+        Question(*make(label, index, rng), image)
+        for make, pictures in ((digit_question, digits), (clothes_question, clothes))
+        for index, (image, label) in enumerate(rng.sample(pictures, third))
+    ]
+    asked += rng.sample(scenes, third)
+    rng.shuffle(asked)
+    return asked
+
+
+def clip_of(text: str, voice: str, stretch: float) -> Path:
+    """Where a clip lies: named by what it says and how."""
+    name = hashlib.sha256(f"{voice} {stretch} {text}".encode()).hexdigest()[:16]
+    return DATA / f"speech/questions/{name}.flac"
+
+
+def spoken(asked: list[Question], voices: list[str], rng: random.Random) -> list[Utterance]:
+    """Each question in the voice whose turn it is."""
+    drawn = [(voices[index % len(voices)], each.text, rng.choice(STRETCHES)) for index, each in enumerate(asked)]
+    return [(voice, text, stretch, clip_of(text, voice, stretch)) for voice, text, stretch in drawn]
+
+
+def training_parts(name: str) -> list[tuple[str, str, str]]:
+    """(question, answer, image) of each row of a training file."""
+    rows = [row["messages"] for row in read_jsonl(DATA / f"{name}.jsonl")]
+    return [(user["content"][1]["text"], told["content"], user["content"][0]["path"]) for user, told in rows]
+
+
+def held_out_parts(name: str) -> list[tuple[str, str, str]]:
+    """The same of a held-out file."""
+    return [
+        (row["prompt"], row["answers"][0], row["images"][0].removeprefix("../"))
+        for row in read_jsonl(EVAL / f"{name}.jsonl")
+    ]
+
+
+def pictures(parts: list[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """(image, label) of each part."""
+    return [(image, answer) for _, answer, image in parts]
+
+
+def train_rows(rng: random.Random) -> list[dict[str, Any]]:
+    """Training rows: the voices of each engine take turns."""
+    scenes = [Question(*part) for part in training_parts("scenes")]
+    asked = questions(pictures(training_parts("digits")), pictures(training_parts("clothes")), scenes, TRAIN_ROWS, rng)
+    typed, voiced = asked[: TRAIN_ROWS // 2], asked[TRAIN_ROWS // 2 :]
+    engines = list(training_voices().values())
+    turns = [engine[turn % len(engine)] for turn in range(max(map(len, engines))) for engine in engines]
+    clips = spoken(voiced, turns, rng)
+    synthesise_all(list({clip[-1]: clip for clip in clips}.values()), "spoken questions")
+    rows = [chat_row("questions", each.answer, each.text, images=[each.image]) for each in typed]
+    for each, (*_, path) in zip(voiced, clips, strict=True):
+        rows.append(chat_row("questions", each.answer, images=[each.image], audio=[str(path.relative_to(DATA))]))
+    rng.shuffle(rows)
+    return rows
+
+
+def write_held_out(rng: random.Random) -> None:
+    """The held-out questions in both forms."""
+    scenes = [Question(*part) for name in ("scenes", "scene_yes_no") for part in held_out_parts(name)]
+    asked = questions(pictures(held_out_parts("digits")), pictures(held_out_parts("clothes")), scenes, TEST_ROWS, rng)
+    clips = spoken(asked, held_out_voices(), rng)
+    synthesise_all(clips, "held-out spoken questions")
+    typed, voiced = [], []
+    for each, (voice, *_, path) in zip(asked, clips, strict=True):
+        row = {"images": [f"../{each.image}"], "answers": [each.answer], "metric": "exact"}
+        typed.append({"task": "typed_questions", "prompt": each.text, **row})
+        clip = f"../{path.relative_to(DATA)}"
+        voiced.append({"task": "spoken_questions", "audio": [clip], **row, "voice": voice})
+    write_jsonl(EVAL / "typed_questions.jsonl", typed)
+    write_jsonl(EVAL / "spoken_questions.jsonl", voiced)
+
+
+def main() -> None:
+    """Write the held-out splits, then the training rows."""
+    write_held_out(random.Random(f"{SEED} held out"))
+    write_jsonl(DATA / "questions.jsonl", train_rows(random.Random(SEED)))
+
+
+if __name__ == "__main__":
+    run_main(main)
