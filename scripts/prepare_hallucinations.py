@@ -3,7 +3,8 @@
 Run: python scripts/prepare_hallucinations.py     (after prepare_pictures.py and prepare_speech.py)
 
 Held-out rows go to build/data/eval/seen_objects.jsonl and heard_words.jsonl, for `mixlora eval --data FILE`; training
-rows to build/data/hallucinations.jsonl, and to hallucinations_preferred.jsonl the true answer over the other one.
+rows to build/data/hallucinations.jsonl, those about pictures also to seen_objects.jsonl, and to
+hallucinations_preferred.jsonl the true answer over the other one.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ def main() -> None:
     held_out(rng)
     rows = training(rng)
     write_jsonl(DATA / "hallucinations.jsonl", rows)
+    write_jsonl(DATA / "seen_objects.jsonl", [row for row in rows if row["task"] == "seen_objects"])
     write_jsonl(DATA / "hallucinations_preferred.jsonl", [preferred(row) for row in rows])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,16 +73,20 @@ def write_digits(
 
 
 def write_numbers(
-    digits: list[np.ndarray], splits: dict[str, list[tuple[int, int]]], rng: random.Random
+    name: str,
+    digits: list[np.ndarray],
+    splits: dict[str, list[tuple[int, int]]],
+    length: Callable[[int], int],
+    rng: random.Random,
 ) -> dict[str, list[Labelled]]:
-    """Numbers of two or three digits, each split made of its own digits only."""
+    """Numbers of so many digits as `length` gives for each in turn, each split made of its own digits only."""
     written: dict[str, list[Labelled]] = {}
     for split, pairs in splits.items():
         written[split] = []
         for serial in range(NUMBERS[split]):
-            chosen = [rng.choice(pairs) for _ in range(rng.choice([2, 2, 3]))]
+            chosen = [rng.choice(pairs) for _ in range(length(serial))]
             answer = "".join(str(digit) for digit, _ in chosen)
-            path = DATA / f"pictures/numbers/{split}/{serial:04d}_{answer}.png"
+            path = DATA / f"pictures/{name}/{split}/{serial:04d}_{answer}.png"
             parts = [digits[digit][index] for digit, index in chosen]
             save_picture(compose(parts, rng), path, invert=rng.random() < 0.5)
             written[split].append((answer, path))
@@ -146,8 +151,11 @@ def main() -> None:
     digits = read_digits()
     splits = split_digits(digits, rng)
     write_rows("digits", write_digits(digits, splits, rng), DIGIT_PICTURE_PROMPTS, rng)
-    write_rows("numbers", write_numbers(digits, splits, rng), NUMBER_PICTURE_PROMPTS, rng)
+    numbers = write_numbers("numbers", digits, splits, lambda serial: rng.choice([2, 2, 3]), rng)
+    write_rows("numbers", numbers, NUMBER_PICTURE_PROMPTS, rng)
     write_rows("clothes", write_clothes(rng), CLOTHES_PROMPTS, rng)
+    up_to_four = write_numbers("numbers_to_four", digits, splits, lambda serial: 1 + serial % 4, rng)
+    write_rows("numbers_to_four", up_to_four, NUMBER_PICTURE_PROMPTS, rng)
 
 
 if __name__ == "__main__":

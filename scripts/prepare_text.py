@@ -223,6 +223,7 @@ def main() -> None:
     rng.shuffle(rows)
     write_jsonl(DATA / "text_held_out.jsonl", rows[:300])
     write_jsonl(DATA / "text.jsonl", rows[300:])
+    write_jsonl(DATA / "text_undefined.jsonl", [row for row in rows[300:] if row.get("task") != "define"])
     short = [e for e in examples if len(e) <= 60]
     words = sorted({word for _, word, *_ in entries if word.islower() and good_word(word) and " " not in word})
     spoken = [word for text in prompts for word in plain(text).split()]
