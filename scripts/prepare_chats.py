@@ -22,8 +22,8 @@ PLACES = (
     "Russia Australia Peru London Paris Berlin Rome Madrid Tokyo Boston Chicago Texas California Africa Europe Asia"
 ).split()
 NAMES = (
-    "Anna Ben Clara David Emma Frank Grace Henry Ida Jack Kate Leo Maria Noah Olga Paul Rosa Sam Tom Vera Will Zoe Alice "
-    "Bob Carl Diana Eric Fiona George Helen Ivan Julia Kevin Laura Mark Nina Oscar Peter Ruth Simon Tina Victor"
+    "Anna Ben Clara David Emma Frank Grace Henry Ida Jack Kate Leo Maria Noah Olga Paul Rosa Sam Tom Vera Will Zoe "
+    "Alice Bob Carl Diana Eric Fiona George Helen Ivan Julia Kevin Laura Mark Nina Oscar Peter Ruth Simon Tina Victor"
 ).split()
 FORMS: dict[str, tuple[str, ...]] = {
     UNKNOWN: (
@@ -65,7 +65,8 @@ HELD_OUT_FORMS: dict[str, tuple[str, ...]] = {
         "What is the meaning of {noun}?",
     ),
     NOW: (
-        "What's the weather today?", "What time is it in {place}?", "Where does {name} live?", "Is it cold in {place}?",
+        "What's the weather today?", "What time is it in {place}?", "Where does {name} live?",
+        "Is it cold in {place}?",
     ),
     UNABLE: ("Can you write Python code?", "Write a story about {a}.", "Tell me another joke.", "Can you sing?"),
 }  # fmt: skip
