@@ -41,7 +41,9 @@ chat: $(STAMP)
 default: $(STAMP)
 	@echo "==> fetching packages, preparing data, training the stages of training/recipes/default.yaml"
 	$(BIN)/python scripts/fetch.py
-	for step in convert_encoders prepare_text train_tokenizer prepare_pictures prepare_speech prepare_game prepare_pairs prepare_numbers prepare_preferences count_words make_start; do \
+	for step in convert_encoders prepare_text prepare_chats train_tokenizer prepare_pictures prepare_speech prepare_game \
+		prepare_synthetic prepare_pairs prepare_numbers prepare_things prepare_scenes prepare_questions \
+		prepare_hallucinations prepare_preferences count_words make_start; do \
 		$(BIN)/python scripts/$$step.py || exit 1; done
 	HF_HUB_OFFLINE=1 $(BIN)/mixlora train training/recipes/default.yaml --output build/train
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/export_default.py build/train/18-vision_views mixlora/default
