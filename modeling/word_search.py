@@ -10,7 +10,7 @@ BEAMS = 32
 """Texts that are followed from one token of a clip to the next."""
 LIKELY = -7.0
 """Log-probability below which a letter is passed over."""
-WORD_WEIGHT, WORD_BONUS, UNKNOWN = 0.3, 1.5, -4.0
+WORD_WEIGHT, WORD_BONUS, UNKNOWN = 0.3, 1.5, -6.0
 """Share of a word's log-probability; what each word gets so that long texts may win; and an unknown one besides."""
 
 
