@@ -2,9 +2,9 @@
 
 Run: python scripts/prepare_questions.py     (after prepare_pictures.py and prepare_scenes.py; needs onnxruntime)
 
-Training rows go to build/data/questions.jsonl, half of them asked by voice. The held-out ones are asked in both forms,
-eval/typed_questions.jsonl and eval/spoken_questions.jsonl, by voices that training does not hear. Clips go to
-build/data/speech/questions/.
+Training rows go to build/data/questions.jsonl, half of them asked by voice, and to build/data/yes_no.jsonl. The
+held-out ones are asked in both forms, eval/typed_questions.jsonl and eval/spoken_questions.jsonl, by voices that
+training does not hear. Clips go to build/data/speech/questions/.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 
 from audio_files import Utterance, held_out_voices, synthesise_all, training_voices
 from common import CLOTHES, DATA, DIGIT_WORDS, EVAL, SEED, chat_row, read_jsonl, run_main, write_jsonl
-from prepare_hallucinations import NEAR
+from prepare_hallucinations import NEAR, object_question
 
-TRAIN_ROWS, TEST_ROWS = 9000, 399
+TRAIN_ROWS, TEST_ROWS, YES_NO_ROWS = 9000, 399, 10_000
+CLOTHES_PICTURES = 5000
+"""The first ones of the training file, which yes-or-no questions are about."""
 DIGIT_QUESTIONS = ("What digit is this?", "Which digit do you see?", "What number is this?")
 CLOTHES_QUESTIONS = ("What is this piece of clothing?", "What kind of clothing is this?", "Which garment is this?")
 STRETCHES = (0.9, 1.0, 1.15)
@@ -120,6 +122,21 @@ def train_rows(rng: random.Random) -> list[dict[str, Any]]:
     return rows
 
 
+def yes_no_rows(rng: random.Random) -> list[dict[str, Any]]:
+    """Typed questions that a yes or a no answers, half about clothes in two wordings, half about digits."""
+    clothes, digits = pictures(training_parts("clothes"))[:CLOTHES_PICTURES], pictures(training_parts("digits"))
+    rows = []
+    for index, (image, label) in enumerate(rng.choices(clothes, k=YES_NO_ROWS // 2)):
+        turn = index // 2
+        asked = object_question(label, turn, rng) if index % 2 else clothes_question(label, 2 * turn + 1, rng)
+        rows.append(chat_row("yes_no", asked[1], asked[0], images=[image]))
+    for index, (image, digit) in enumerate(rng.choices(digits, k=YES_NO_ROWS // 2)):
+        question, answer = digit_question(digit, 2 * index + 1, rng)
+        rows.append(chat_row("yes_no", answer, question, images=[image]))
+    rng.shuffle(rows)
+    return rows
+
+
 def write_held_out(rng: random.Random) -> None:
     """The held-out questions in both forms."""
     scenes = [Question(*part) for name in ("scenes", "scene_yes_no") for part in held_out_parts(name)]
@@ -140,6 +157,7 @@ def main() -> None:
     """Write the held-out splits, then the training rows."""
     write_held_out(random.Random(f"{SEED} held out"))
     write_jsonl(DATA / "questions.jsonl", train_rows(random.Random(SEED)))
+    write_jsonl(DATA / "yes_no.jsonl", yes_no_rows(random.Random(f"{SEED} yes or no")))
 
 
 if __name__ == "__main__":

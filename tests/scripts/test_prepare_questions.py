@@ -3,9 +3,10 @@
 import random
 from collections import Counter
 
+import prepare_questions
 from common import CLOTHES, DIGIT_WORDS
 from prepare_hallucinations import NEAR
-from prepare_questions import Question, clothes_question, digit_question, questions, spoken
+from prepare_questions import Question, clothes_question, digit_question, questions, spoken, yes_no_rows
 
 
 def test_half_ask_what_it_is_and_of_the_others_half_say_yes() -> None:
@@ -45,3 +46,20 @@ def test_voices_take_turns_and_a_clip_is_named_by_what_it_says() -> None:
     said = spoken(asked, ["flite:slt", "hibari:heart"], random.Random(0))
     assert [voice for voice, *_ in said] == ["flite:slt", "hibari:heart"] * 3
     assert len({path for *_, path in said}) == len({(voice, stretch) for voice, _, stretch, _ in said})
+
+
+def test_yes_and_no_are_as_many_and_are_about_training_pictures(monkeypatch) -> None:
+    parts = {
+        "clothes": [("?", CLOTHES[i % 10], f"c{i}.png") for i in range(40)],
+        "digits": [("?", str(i % 10), f"d{i}.png") for i in range(40)],
+    }
+    monkeypatch.setattr(prepare_questions, "training_parts", parts.__getitem__)
+    rows = [row["messages"] for row in yes_no_rows(random.Random(0))]
+    assert Counter(told["content"] for _, told in rows) == {"yes": 5000, "no": 5000}
+    label = {image: name for each in parts.values() for _, name, image in each}
+    for user, told in rows[:500]:
+        picture, question = user["content"]
+        shown = label[picture["path"]]
+        named = DIGIT_WORDS[int(shown)] if shown.isdigit() else shown
+        asked = question["text"].rstrip("?").replace("Is this in the picture: ", "Is this a ").split(maxsplit=2)[2]
+        assert (asked.removeprefix("a ").removeprefix("an ") == named) == (told["content"] == "yes")
