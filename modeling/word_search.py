@@ -75,7 +75,7 @@ def likely_texts(heard: torch.Tensor, alphabet: str, words: Words, best: int) ->
                         followed,
                         *_with_letter(text, beam, alphabet[letter - 1], letter, before + chances[letter], words),
                     )
-        ranked = sorted(followed.items(), key=lambda each: _rank(*each, words), reverse=True)
+        ranked = sorted(followed.items(), key=lambda each: _rank(each[0], each[1], words), reverse=True)
         beams = dict(ranked[:BEAMS])
     whole = {text: beam.heard + beam.words + words.score(_last_word(text)) for text, beam in beams.items()}
     ended: dict[str, float] = {}
