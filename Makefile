@@ -46,7 +46,7 @@ default: $(STAMP)
 		prepare_hallucinations prepare_preferences count_words make_start; do \
 		$(BIN)/python scripts/$$step.py || exit 1; done
 	HF_HUB_OFFLINE=1 $(BIN)/mixlora train training/recipes/default.yaml --output build/train
-	HF_HUB_OFFLINE=1 $(BIN)/python scripts/export_default.py build/train/23-vision_verify mixlora/default
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/export_default.py build/train/23-vision_verify mixlora/default --mean build/train/22-vision_answers
 
 test: $(STAMP)
 	@echo "==> running the tests, offline, in $(WORKERS) processes"

@@ -1,6 +1,6 @@
 """Writes a trained stage as the checkpoint that ships inside the package: half precision on disk, fp32 in memory.
 
-python scripts/export_default.py build/train/18-vision_views mixlora/default
+python scripts/export_default.py build/train/23-vision_verify mixlora/default --mean build/train/22-vision_answers
 """
 
 import argparse
@@ -13,6 +13,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--mean", type=Path, help="another stage: the weights are the mean of both")
     args = parser.parse_args()
 
     import torch
@@ -20,6 +21,11 @@ def main() -> None:
     from mixlora import MixLoraForConditionalGeneration, MixLoraProcessor
 
     model = MixLoraForConditionalGeneration.from_pretrained(args.source, dtype=torch.float32)
+    if args.mean is not None:  # of one training, a mean forgets less than its end (Wortsman et al., ICML 2022)
+        other = MixLoraForConditionalGeneration.from_pretrained(args.mean, dtype=torch.float32)
+        with torch.no_grad():
+            for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+                ours.lerp_(theirs, 0.5)
     model.half().save_pretrained(args.output)
     MixLoraProcessor.from_pretrained(args.source).save_pretrained(args.output)
     config = args.output / "config.json"
