@@ -93,9 +93,16 @@ class SpeechLetters(nn.Module):
         """Keeps words and how often each is said, to the next lower power of two.
 
         Raises:
-            ValueError: more words than `config.speech_letters` has room for, in bytes.
+            ValueError: a word that the alphabet does not spell, a count below 1, or more words than
+                `config.speech_letters` has room for, in bytes.
         """
-        groups: list[list[str]] = [[] for _ in range(max(counts.values()).bit_length())]
+        for word, count in counts.items():
+            if not word or " " in word or not set(word) <= set(self.alphabet) or count < 1:
+                raise ValueError(
+                    f"speech_letters: word {word!r} said {count} times: expected letters of {self.alphabet!r} without "
+                    "a space, said once or more"
+                )
+        groups: list[list[str]] = [[] for _ in range(max(counts.values(), default=0).bit_length())]
         for word in sorted(counts):
             groups[counts[word].bit_length() - 1].append(word)
         packed = zlib.compress("\n".join(" ".join(group) for group in groups).encode(), level=9)

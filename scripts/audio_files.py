@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import shutil
@@ -185,6 +186,11 @@ def load_hibari(voice: str) -> Any:
 
 
 ENGINES = {"flite": flite, "espeak": espeak, "hibari": hibari}
+
+
+def clip_name(voice: str, text: str, stretch: float) -> str:
+    """Of what it says and how, so that a clip of another run is never taken for this one."""
+    return hashlib.sha256(f"{voice} {stretch} {text}".encode()).hexdigest()[:16] + ".flac"
 
 
 def synthesise(utterance: Utterance) -> None:

@@ -9,15 +9,14 @@ training does not hear. Clips go to build/data/speech/questions/.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from audio_files import Utterance, held_out_voices, synthesise_all, training_voices
+from audio_files import Utterance, clip_name, held_out_voices, synthesise_all, training_voices
 from common import CLOTHES, DATA, DIGIT_WORDS, EVAL, SEED, chat_row, read_jsonl, run_main, write_jsonl
 from prepare_hallucinations import NEAR, object_question
+from prepare_text import with_article
 
 TRAIN_ROWS, TEST_ROWS, YES_NO_ROWS = 9000, 399, 10_000
 CLOTHES_PICTURES = 5000
@@ -52,8 +51,9 @@ def clothes_question(label: str, index: int, rng: random.Random) -> tuple[str, s
     yes = index % 4 == 1
     other = NEAR[label] if index % 8 == 3 else rng.choice([each for each in CLOTHES if each != label])
     asked = label if yes else other
-    article = "an " if asked[0] in "aeiou" else "a "
-    return (f"Are these {asked}?" if asked == "trousers" else f"Is this {article}{asked}?"), "yes" if yes else "no"
+    return (
+        f"Are these {asked}?" if asked == "trousers" else f"Is this {with_article(asked)}?"
+    ), "yes" if yes else "no"
 
 
 def questions(
@@ -75,16 +75,13 @@ def questions(
     return asked
 
 
-def clip_of(text: str, voice: str, stretch: float) -> Path:
-    """Where a clip lies: named by what it says and how."""
-    name = hashlib.sha256(f"{voice} {stretch} {text}".encode()).hexdigest()[:16]
-    return DATA / f"speech/questions/{name}.flac"
-
-
 def spoken(asked: list[Question], voices: list[str], rng: random.Random) -> list[Utterance]:
     """Each question in the voice whose turn it is."""
     drawn = [(voices[index % len(voices)], each.text, rng.choice(STRETCHES)) for index, each in enumerate(asked)]
-    return [(voice, text, stretch, clip_of(text, voice, stretch)) for voice, text, stretch in drawn]
+    return [
+        (voice, text, stretch, DATA / "speech/questions" / clip_name(voice, text, stretch))
+        for voice, text, stretch in drawn
+    ]
 
 
 def training_parts(name: str) -> list[tuple[str, str, str]]:

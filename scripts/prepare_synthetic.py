@@ -6,10 +6,9 @@ Clips go to build/data/speech/synthetic_more/. A killed run goes on where it was
 
 from __future__ import annotations
 
-import hashlib
 import random
 
-from audio_files import Utterance, synthesise_all, training_voices
+from audio_files import Utterance, clip_name, synthesise_all, training_voices
 from common import DATA, SEED, TRANSCRIBE_PROMPTS, chat_row, plain, run_main, sentence, write_jsonl
 from prepare_game import held_out_texts, train_texts
 from prepare_speech import held_out_prompt_texts, relative, spoken_examples
@@ -41,9 +40,7 @@ def utterances(texts: list[str], rng: random.Random) -> list[Utterance]:
     for serial, text in enumerate(texts):
         voices = engines[serial % len(engines)]
         voice, stretch = voices[serial // len(engines) % len(voices)], rng.choice(STRETCHES)
-        # Named by what it says and how, so that a clip of another run is never taken for this one.
-        name = hashlib.sha256(f"{voice} {stretch} {text}".encode()).hexdigest()[:16]
-        spoken.append((voice, text, stretch, DATA / f"speech/synthetic_more/{name}.flac"))
+        spoken.append((voice, text, stretch, DATA / "speech/synthetic_more" / clip_name(voice, text, stretch)))
     return spoken
 
 

@@ -83,6 +83,11 @@ def test_words_are_packed_with_how_often_they_are_said() -> None:
     again = SpeechLetters(4, 8, **SPEECH_LETTERS | {"words": 60})
     again.load_state_dict(letters.state_dict())
     assert [again.known_words.score(word) for word in counts] == [known.score(word) for word in counts]
+    for wrong in ({"Call": 1}, {"two words": 1}, {"": 1}, {"call": 0}):
+        with pytest.raises(ValueError, match="without a space, said once or more"):
+            letters.learn_words(wrong)
+    letters.learn_words({})
+    assert letters.known_words.score("cal") == 0
     with pytest.raises(ValueError, match="5 words take .. bytes, there is room for 20"):
         SpeechLetters(4, 8, **SPEECH_LETTERS | {"words": 20}).learn_words(counts)
 
