@@ -29,15 +29,17 @@ from .router import ModalityRouter
 from .row_windows import windows_of
 from .speech_context import DepthwiseConv, SpeechContext
 from .speech_letters import SpeechLetters
+from .spelling import SpelledTokens
 from .towers import build_speech_tower, build_vision_tower
 from .vision_detail import DetailHead, VisionDetail
+from .vision_letters import VisionLetters
 
 PLACEMENT = (
     *("_no_split_modules", "_skip_keys_device_placement"),
     *("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"),
 )
 PARTS = (
-    *("vision_tower", "vision_projector", "vision_detail"),
+    *("vision_tower", "vision_projector", "vision_detail", "vision_letters"),
     *("speech_tower", "speech_context", "speech_letters", "speech_projector"),
 )
 """Beside the decoder, and frozen or trained each by itself."""
@@ -69,8 +71,9 @@ class MixLoraPreTrainedModel(RoutedPreTrainedModel):
             nn.init.zeros_(module.global_separator)
         if isinstance(module, WhiteningProjector):
             nn.init.eye_(module.basis)
-        if isinstance(module, SpeechLetters):
-            nn.init.zeros_(module.spelling)
+        if isinstance(module, SpelledTokens):
+            for buffer in module.buffers(recurse=False):
+                nn.init.zeros_(buffer)
         if isinstance(module, DepthwiseConv | DetailHead):
             module.reset_parameters()
 
@@ -95,12 +98,15 @@ class MixLoraModel(InnerLoading, MediaEncoding, MixLoraPreTrainedModel):
             kind = SeparatorProjector if self.vision_tower.separators else Projector
             size = self.vision_tower.feature_size
             self.vision_projector = kind(size, hidden, text.hidden_size, config.projector_norm)
-            if config.vision_detail is not None:
-                if self.vision_tower.tokens is None:
+            for name in ("vision_detail", "vision_letters"):
+                if getattr(config, name) is not None and self.vision_tower.tokens is None:
                     raise ValueError(
-                        f"vision_detail: {config.vision_config.model_type} cuts pictures into crops; it needs a tower "
+                        f"{name}: {config.vision_config.model_type} cuts pictures into crops; it needs a tower "
                         "that sees them whole"
                     )
+            if config.vision_letters is not None:
+                self.vision_letters = VisionLetters(text.vocab_size, **config.vision_letters)
+            if config.vision_detail is not None:
                 self.vision_detail = VisionDetail(self.vision_tower.side, text.hidden_size, **config.vision_detail)
         if config.speech_config is not None:
             self.speech_tower = build_speech_tower(config)

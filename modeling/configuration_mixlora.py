@@ -79,12 +79,23 @@ SPEECH_LETTERS: dict[str, Any] = {"alphabet": " 'abcdefghijklmnopqrstuvwxyz01234
 """Entries of `config.speech_letters`, and what they are by default."""
 
 
+def check_alphabet(field: str, alphabet: Any) -> None:
+    """Raises ValueError for an alphabet that CTC can't read."""
+    if not isinstance(alphabet, str) or not 0 < len(alphabet) == len(set(alphabet)) < 256:
+        raise ValueError(f"{field}: alphabet must be a string of 1 to 255 different letters, got {alphabet!r}")
+
+
+def check_counts(field: str, **lists: Any) -> None:
+    """Raises ValueError for what is no list of integers of at least 1."""
+    for name, counts in lists.items():
+        if not isinstance(counts, list) or not counts or not all(isinstance(n, int) and n >= 1 for n in counts):
+            raise ValueError(f"{field}: {name} must be a list of integers of at least 1, got {counts!r}")
+
+
 def full_letters(given: dict[str, Any]) -> dict[str, Any]:
     """`config.speech_letters` with its defaults; ValueError for a wrong entry."""
     full = with_defaults("speech_letters", given, SPEECH_LETTERS, ("longest",))
-    alphabet = full["alphabet"]
-    if not isinstance(alphabet, str) or not 0 < len(alphabet) == len(set(alphabet)) < 256:
-        raise ValueError(f"speech_letters: alphabet must be a string of 1 to 255 different letters, got {alphabet!r}")
+    check_alphabet("speech_letters", full["alphabet"])
     if type(full["words"]) is not int or full["words"] < 0:
         raise ValueError(f"speech_letters: words must be an integer of at least 0, got {full['words']!r}")
     return full
@@ -97,9 +108,28 @@ VISION_DETAIL: dict[str, Any] = {"widths": [16, 32, 64], "layers": 1, "patch_siz
 def full_detail(given: dict[str, Any]) -> dict[str, Any]:
     """`config.vision_detail` with its defaults; ValueError for a wrong entry."""
     full = with_defaults("vision_detail", given, VISION_DETAIL, ("layers", "patch_size", "cells"))
-    widths = full["widths"]
-    if not isinstance(widths, list) or not widths or not all(isinstance(w, int) and w >= 1 for w in widths):
-        raise ValueError(f"vision_detail: widths must be a list of integers of at least 1, got {widths!r}")
+    check_counts("vision_detail", widths=full["widths"])
+    return full
+
+
+VISION_LETTERS: dict[str, Any] = {
+    **{"alphabet": " 'abcdefghijklmnopqrstuvwxyz0123456789\n", "longest": 16, "lines": 3, "tokens": 16},
+    **{"widths": [32, 64, 128], "layers": [1, 2, 3], "patch_size": 4},
+}
+"""Entries of `config.vision_letters`, and what they are by default."""
+
+
+def full_reading(given: dict[str, Any]) -> dict[str, Any]:
+    """`config.vision_letters` with its defaults; ValueError for a wrong entry."""
+    full = with_defaults("vision_letters", given, VISION_LETTERS, ("longest", "lines", "tokens", "patch_size"))
+    check_alphabet("vision_letters", full["alphabet"])
+    check_counts("vision_letters", widths=full["widths"], layers=full["layers"])
+    if "\n" not in full["alphabet"] or " " not in full["alphabet"]:
+        raise ValueError(f"vision_letters: alphabet needs a space and a line break, got {full['alphabet']!r}")
+    if len(full["widths"]) != len(full["layers"]):
+        raise ValueError(
+            f"vision_letters: widths and layers are of each stage, got {full['widths']} and {full['layers']}"
+        )
     return full
 
 
@@ -230,6 +260,11 @@ class MixLoraConfig(PreTrainedConfig):
             tower and is added to the projected tokens: stages of `widths`, each of `layers` blocks, the first on
             patches of `patch_size` pixels, the others half as fine as the one before; a token joins `cells` squared
             places of the last. `{}` takes the defaults, by default there is none. The tower sees square pictures.
+        vision_letters: `{"alphabet", "longest", "lines", "tokens", "widths", "layers", "patch_size"}` of a small
+            network that reads what is written in a picture, letter by letter and line by line, from the pixels; it learns
+            by CTC. What it reads follows the picture's other tokens, as `tokens` embeddings of the decoder. Stages of
+            `widths` have `layers` blocks; a column is `patch_size` pixels wide. The words of `speech_letters`, where
+            there are any, are those it knows. `{}` takes the defaults, by default there is none.
         projector_hidden_size: width of the projectors' hidden layer; the decoder's width by default.
         projector_norm: whether the projectors begin with a LayerNorm.
         base_model: `{"name_or_path", "revision", "sha256"}` of the decoder, where the checkpoint does not hold it.
@@ -265,6 +300,7 @@ class MixLoraConfig(PreTrainedConfig):
     speech_context: dict[str, Any] | None = None
     speech_letters: dict[str, Any] | None = None
     vision_detail: dict[str, Any] | None = None
+    vision_letters: dict[str, Any] | None = None
     projector_hidden_size: int | None = None
     projector_norm: bool = True
     tie_word_embeddings: bool = True
@@ -292,6 +328,8 @@ class MixLoraConfig(PreTrainedConfig):
             self.speech_letters = full_letters(self.speech_letters)
         if self.vision_detail is not None:
             self.vision_detail = full_detail(self.vision_detail)
+        if self.vision_letters is not None:
+            self.vision_letters = full_reading(self.vision_letters)
         for_long_rows = {name: kwargs.pop(name) for name in FOR_LONG_ROWS if name in kwargs}
         super().__post_init__(**kwargs)
         self.set_long_context(**for_long_rows)

@@ -8,7 +8,7 @@ import torch
 from transformers.generation import LogitsProcessor
 
 from .projectors import CTC_SHARPNESS
-from .speech_letters import Spellings
+from .spelling import Spellings
 
 Prefix = tuple[int, ...]
 State = tuple[torch.Tensor, torch.Tensor, int]

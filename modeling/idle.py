@@ -114,11 +114,11 @@ class Idle:
         self.zeros.append(nothing.sum())
         return nothing
 
-    def detail(self, detail: Any) -> None:
-        """Runs a `VisionDetail` on a black picture, of which nothing counts."""
-        if detail is None or not runs_everywhere(detail):
+    def pixels(self, part: Any) -> None:
+        """Runs a part that reads pixels on its black picture, of which nothing counts."""
+        if part is None or not runs_everywhere(part):
             return
-        self.zeros.append(detail(detail.blank().to(self.device))[:0].sum())
+        self.zeros.append(part(part.blank().to(self.device))[:0].sum())
 
     def projector(self, projector: nn.Module | None, features: torch.Tensor | None = None) -> None:
         """Runs a projector on `features` `[0, size]`, by default on none at all."""

@@ -14,6 +14,7 @@ from .input_checks import check_clips, check_pictures
 from .projectors import compress_by_ctc, project_each, stack_frames
 from .router import ModalityRouter
 from .splicing import cut_by_rows, owner_rows, splice
+from .word_search import Words
 
 
 @dataclass
@@ -58,6 +59,15 @@ class MediaEncoding:
     speech_context: Any
     speech_letters: Any
     vision_detail: Any
+    vision_letters: Any
+
+    @property
+    def picture_tokens(self) -> int | None:
+        """Tokens of every picture; None without a tower, or where the shape of a picture decides."""
+        tokens: int | None = getattr(getattr(self, "vision_tower", None), "tokens", None)
+        if tokens is None or self.config.vision_letters is None:
+            return tokens
+        return tokens + int(self.config.vision_letters["tokens"])
 
     def encode_vision(
         self,
@@ -102,19 +112,30 @@ class MediaEncoding:
 
         Args:
             pixel_values, image_sizes, image_attention_mask: see [`encode_vision`].
-            features: tower features of each picture in place of `pixel_values`, which only `vision_detail` reads then.
+            features: tower features of each picture in place of `pixel_values`, which only `vision_detail` and
+                `vision_letters` read then.
 
         Raises:
-            ValueError: this model has a `vision_detail`, and no `pixel_values` are given.
+            ValueError: this model has a part that reads pixels, and no `pixel_values` are given.
         """
         if features is None:
             features = self.encode_vision(pixel_values, image_sizes, image_attention_mask)
         tokens = project_each(self.vision_projector, features)
+        for name in ("vision_detail", "vision_letters"):
+            if getattr(self.config, name) is not None and pixel_values is None:
+                raise ValueError(f"this model's {name} needs pixel_values beside the tower's features")
         if self.config.vision_detail is not None:
-            if pixel_values is None:
-                raise ValueError("this model's vision_detail needs pixel_values beside the tower's features")
             tokens = [each + fine for each, fine in zip(tokens, self.vision_detail(pixel_values), strict=True)]
+        if self.config.vision_letters is not None:
+            read = self.language_model.embed_tokens(self.written(pixel_values))
+            tokens = [torch.cat([each, text.to(each)]) for each, text in zip(tokens, read, strict=True)]
         return MediaOutput(pooler_output=tokens)
+
+    def written(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Ids of what `vision_letters` reads in each picture, `[pictures, tokens]`."""
+        words = self.speech_letters.known_words if self.config.speech_letters is not None else Words({})
+        ids: torch.Tensor = self.vision_letters.written(pixel_values, words)
+        return ids
 
     def get_audio_features(
         self,
@@ -218,7 +239,8 @@ class MediaEncoding:
             image = self.get_image_features(pixel_values, image_sizes, image_attention_mask, features)
         else:
             idle.projector(getattr(self, "vision_projector", None), nothing)
-            idle.detail(getattr(self, "vision_detail", None))
+            for name in ("vision_detail", "vision_letters"):
+                idle.pixels(getattr(self, name, None))
         sizes = [len(item) for item in image.pooler_output] if image else []
         image_rows = owner_rows(self._placeholders(input_ids, self.config.image_token_id), sizes, "image")
         if image:

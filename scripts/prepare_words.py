@@ -32,7 +32,7 @@ from picture_sources import font_packages
 if TYPE_CHECKING:
     from PIL import Image
 
-ROWS = {"train": 12000, "words_plain": 400, "words_display": 400}
+ROWS = {"train": 16000, "words_plain": 400, "words_display": 400}
 HELD_OUT_FAMILIES = {"plain": 20, "display": 80}
 NEW_WORDS = 0.3
 """Share of the held-out rows whose words training never shows."""
@@ -148,12 +148,16 @@ def in_case(words: list[str], face: Face, rng: random.Random) -> list[str]:
     return [change(word) for word in words]
 
 
-def word_cut_out(words: list[str], face: Face, rng: random.Random) -> Image.Image:
-    """The words in one colour, on one line or one below the other."""
+def in_lines(words: list[str], rng: random.Random) -> str:
+    """The words on one line or one below the other."""
+    return ("\n" if len(" ".join(words)) > 9 or rng.random() < 0.3 else " ").join(words)
+
+
+def word_cut_out(text: str, face: Face, rng: random.Random) -> Image.Image:
+    """A text in one colour."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.truetype(face.path, FONT_SIZE)
-    text = ("\n" if len(" ".join(words)) > 9 or rng.random() < 0.3 else " ").join(words)
     box = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), text, font, align="center")
     picture = Image.new("RGBA", (round(box[2] - box[0]) + 8, round(box[3] - box[1]) + 8), (*random_colour(rng), 0))
     mask = Image.new("L", picture.size)
@@ -162,23 +166,24 @@ def word_cut_out(words: list[str], face: Face, rng: random.Random) -> Image.Imag
     return picture
 
 
-def word_picture(words: list[str], face: Face, rng: random.Random) -> Image.Image:
-    """The words at random size, place and slight rotation; long ones fill the picture."""
-    cut_out = word_cut_out(words, face, rng)
+def word_picture(text: str, face: Face, rng: random.Random) -> Image.Image:
+    """A text at random size, place and slight rotation; a long one fills the picture."""
+    cut_out = word_cut_out(text, face, rng)
     lines = max(1, round(cut_out.height / FONT_SIZE))
     least = LETTER_HEIGHT * lines * max(cut_out.size) // cut_out.height
-    text = jitter(cut_out, rng.randint(min(SIDE - 6, max(least, TEXT_WIDTH)), SIDE - 6), rng, angle=7)
-    scene = contrasting_background([text], rng, strokes=True)
-    place(scene, text, rng)
+    turned = jitter(cut_out, rng.randint(min(SIDE - 6, max(least, TEXT_WIDTH)), SIDE - 6), rng, angle=7)
+    scene = contrasting_background([turned], rng, strokes=True)
+    place(scene, turned, rng)
     return scene
 
 
 def draw(split: str, faces: list[Face], words: list[str], rng: random.Random, serial: int) -> tuple[str, Face, Path]:
-    """Draw one picture of one to three words; returns (answer, face, file)."""
+    """Draw one picture of one to three words; returns (its lines, face, file)."""
     face = rng.choice(faces)
     chosen = in_case([rng.choice(words) for _ in range(rng.choice((1, 1, 1, 2, 2, 3)))], face, rng)
-    path = save_scene(word_picture(chosen, face, rng), DATA / f"pictures/words/{split}/{serial:05d}")
-    return " ".join(chosen), face, path
+    text = in_lines(chosen, rng)
+    path = save_scene(word_picture(text, face, rng), DATA / f"pictures/words/{split}/{serial:05d}")
+    return text, face, path
 
 
 def balanced(faces: list[Face]) -> list[Face]:
@@ -195,8 +200,8 @@ def train_rows(share: float) -> Iterator[dict[str, Any]]:
     rng = random.Random(SEED)
     faces, words = balanced(family_split()["train"]), word_split()["train"]
     for serial in with_progress(list(range(round(ROWS["train"] * share))), "words"):
-        answer, _, path = draw("train", faces, words, rng, serial)
-        yield chat_row("words", answer, rng.choice(WORD_PROMPTS), images=[str(path.relative_to(DATA))])
+        text, _, path = draw("train", faces, words, rng, serial)
+        yield chat_row("words", text.lower(), rng.choice(WORD_PROMPTS), images=[str(path.relative_to(DATA))])
 
 
 def test_rows(task: str, share: float) -> Iterator[dict[str, Any]]:
@@ -206,8 +211,8 @@ def test_rows(task: str, share: float) -> Iterator[dict[str, Any]]:
     count = round(ROWS[task] * share)
     for serial in with_progress(list(range(count)), task):
         part = "new" if serial < count * NEW_WORDS else "train"
-        answer, face, path = draw(task, faces, words[part], rng, serial)
-        yield eval_row(task, WORD_PROMPTS[0], path, [answer], "exact", font=face.family)
+        text, face, path = draw(task, faces, words[part], rng, serial)
+        yield eval_row(task, WORD_PROMPTS[0], path, [" ".join(text.split())], "exact", font=face.family)
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ from mixlora.training.settings import RecipeError, nearest
 from mixlora.training.stages import Stage
 
 CLIPS = "speech_projector.speech"
-LETTERS = "speech_letters"
+LETTERS = ("speech_letters", "vision_letters")
+"""Groups that learn by CTC alone, and know how tokens are spelled."""
 
 
 def select_parameters(model: MixLoraForConditionalGeneration, train: list[str]) -> None:
@@ -88,10 +89,10 @@ def prepare_parts(model: MixLoraForConditionalGeneration, stage: Stage, tokenize
         RecipeError: a group to copy that is not there, or has other shapes.
     """
     copy_groups(model, stage.copy)
-    if LETTERS in stage.train:
+    for name in _spelled(stage):
         if not stage.ctc_weight:
-            raise RecipeError(f"stage {stage.name!r}: {LETTERS} learns by CTC alone, and ctc_weight is 0")
-        model.model.speech_letters.read_spelling(tokenizer)
+            raise RecipeError(f"stage {stage.name!r}: {name} learns by CTC alone, and ctc_weight is 0")
+        model.model.get_submodule(name).read_spelling(tokenizer)
     projector = _fitted(model, stage)
     if projector is not None:
         table: torch.Tensor = model.model.language_model.embed_tokens.weight
@@ -110,9 +111,15 @@ def prepared_buffers(model: MixLoraForConditionalGeneration, stage: Stage) -> li
     projector = _fitted(model, stage)
     if projector is not None and torch.equal(projector.basis, torch.eye(len(projector.basis)).to(projector.basis)):
         changed.append(f"model.{CLIPS}.basis")
-    if LETTERS in stage.train and not model.model.speech_letters.known:
-        changed.append(f"model.{LETTERS}.spelling")
+    for name in _spelled(stage):
+        part = model.model.get_submodule(name)
+        if not part.known:
+            changed += [f"model.{name}.{buffer}" for buffer in part.noted]
     return changed
+
+
+def _spelled(stage: Stage) -> list[str]:
+    return [name for name in LETTERS if name in stage.train]
 
 
 def _fitted(model: MixLoraForConditionalGeneration, stage: Stage) -> WhiteningProjector | None:

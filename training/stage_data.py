@@ -19,6 +19,8 @@ from mixlora.training.data.stream import Stream
 from mixlora.training.data.tables import raw_rows
 from mixlora.training.stages import Stage
 
+READER = "vision_letters"
+
 Collate = Callable[[list[Example]], Any]
 
 
@@ -141,8 +143,10 @@ def _examples(
 ) -> list[Example]:
     """The stage's rows in all their views."""
     rows = [(_rows(source, broken), source.weight) for source in stage.data]
+    by_pixels = stage.ctc_weight == 1 and READER in stage.train  # no tower and no decoder sees the pictures then
     if cache is not None:  # to train, so that all media must be readable; those whose features are kept were
         kinds = [kind for kind in ("images", "audio") if any(getattr(row, kind) for group, _ in rows for row in group)]
+        kinds = [kind for kind in kinds if kind != "images" or not by_pixels]
         media.open_caches(model, cache, [kind.removesuffix("s") for kind in kinds])
         rows = [(list(broken.opened(group, media.known)), weight) for group, weight in rows]
     for (group, weight), source in zip(rows, stage.data, strict=True):
@@ -155,7 +159,8 @@ def _examples(
     media.augmenter = augmenter = Augmenter(stage.augment, [clip for row in every for clip in row.audio])
     views = [augmenter.media(row, view) for row in every for view in range(augmenter.count(row))]
     if cache is not None:
-        media.cache(model, cache, [p for images, _ in views for p in images], [p for _, audio in views for p in audio])
+        seen = [] if by_pixels else [picture for images, _ in views for picture in images]
+        media.cache(model, cache, seen, [clip for _, audio in views for clip in audio])
     for images, audio in views:
         media.count(images, audio)
     examples = [example for group, weight in rows for example in tokenizer(group, weight)]

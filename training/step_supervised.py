@@ -10,12 +10,19 @@ from mixlora.modeling.projectors import CTC_SHARPNESS
 from mixlora.modeling.ranks import in_process_group, sum_over_ranks
 from mixlora.modeling.routed_function import apply_linear
 from mixlora.training.expert_adapters import Balance
-from mixlora.training.objectives import ctc_loss, ctc_targets, letter_ctc_loss, next_token_losses, response_mask
+from mixlora.training.objectives import (
+    ctc_loss,
+    ctc_targets,
+    letter_ctc_loss,
+    line_ctc_loss,
+    next_token_losses,
+    response_mask,
+)
 from mixlora.training.step_base import Inputs, NumItems, Outcome
 
 
 class SupervisedStep:
-    """Cross entropy of the labelled tokens, or in part CTC of the clips.
+    """Cross entropy of the labelled tokens, or in part CTC of the clips, or of pictures whose letters are learnt.
 
     Args:
         ctc_weight: share of the loss that is CTC.
@@ -67,12 +74,16 @@ class SupervisedStep:
         return loss + self.ctc_weight * heard, figures
 
     def _ctc(self, model: MixLoraForConditionalGeneration, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
+        said = sum(len(target) for target in ctc_targets(labels, self.end))
+        num_items = sum_over_ranks(torch.tensor(said, device=model.device)).clamp(min=1) * self.accumulation
+        if model.config.vision_letters is not None and _learns(model.model.vision_letters):
+            reader, pixels = model.model.vision_letters, inputs.get("pixel_values", labels[:0])
+            read = reader(pixels) if len(pixels) else pixels
+            return line_ctc_loss(read, labels, reader.lines_of, end=self.end, num_items=num_items)
         features = inputs.get("mm_encoder_outputs", {}).get("audio_features", [])
         if "input_features" in inputs:
             features = model.model.encode_speech(inputs["input_features"], inputs["input_features_mask"])
         blank = model.config.speech_blank_token_id
-        said = sum(len(target) for target in ctc_targets(labels, self.end))
-        num_items = sum_over_ranks(torch.tensor(said, device=model.device)).clamp(min=1) * self.accumulation
         stacked = model.model.stack_speech([clip.to(model.device) for clip in features])
         loss = ctc_loss(
             model.model.project_speech(stacked),
@@ -88,3 +99,7 @@ class SupervisedStep:
         letters = model.model.speech_letters
         spelled = letter_ctc_loss(letters(stacked), labels, letters.spell, end=self.end, num_items=num_items)
         return (loss + spelled) / 2
+
+
+def _learns(part: torch.nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in part.parameters())

@@ -42,6 +42,7 @@ class StillGroups(TrainerCallback):
         if adapter is not None and groups:
             groups.add(f"adapter.{adapter}")
         if seen:
+            groups |= {"vision_letters"} if self.stage.ctc_weight else set()
             groups |= {"vision_tower", "vision_projector", "vision_detail"}
         if heard:
             groups |= {"speech_letters"} if self.stage.ctc_weight else set()

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from mixlora.modeling.ctc_prefix import REMEMBERED, UNHEARD, CtcGuide, CtcPrefixScorer, TextScorer
 from mixlora.modeling.projectors import CTC_SHARPNESS
-from mixlora.modeling.speech_letters import Spellings
+from mixlora.modeling.spelling import Spellings
 from tests.modeling.model_fixtures import ROWS, batch_inputs, row_inputs, tiny_model
 
 BLANK = 0

@@ -7,7 +7,8 @@ from transformers import AutoTokenizer
 
 import mixlora
 from mixlora.modeling.configuration_mixlora import SPEECH_LETTERS
-from mixlora.modeling.speech_letters import SpeechLetters, Spellings, folded
+from mixlora.modeling.speech_letters import SpeechLetters
+from mixlora.modeling.spelling import Spellings, folded
 from tests.modeling.model_fixtures import ROWS, VOCAB, batch_inputs, row_inputs, tiny_model
 
 CONTEXT = {"layers": 1, "kernel_size": 3, "intermediate_size": 12, "stride": 2}

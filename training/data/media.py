@@ -56,7 +56,8 @@ class Media:
         self.vision_tower = getattr(model.model, "vision_tower", None)
         self.speech_tower = getattr(model.model, "speech_tower", None)
         self.speech_stack = model.config.speech_stack
-        self.sees_pixels = model.config.vision_detail is not None
+        self.picture_tokens = model.model.picture_tokens
+        self.sees_pixels = model.config.vision_detail is not None or model.config.vision_letters is not None
         self.caches: dict[str, FeatureCache] = {}
         self._counts: dict[tuple[str, Item], int] = {}
         self.augmenter = Augmenter()
@@ -121,7 +122,7 @@ class Media:
             inputs = self.pictures([item])
             return tower.token_counts(inputs["image_sizes"], inputs["image_attention_mask"])[0]
 
-        return self._count("image", item, count) if tower.tokens is None else tower.tokens
+        return self._count("image", item, count) if self.picture_tokens is None else self.picture_tokens
 
     def audio_tokens(self, item: Item) -> int:
         """Placeholders of a clip."""

@@ -91,6 +91,30 @@ def letter_ctc_loss(
     return _ctc_sum(heard, [spell(target) for target in ctc_targets(labels, end)], labels, 0) / num_items
 
 
+def line_ctc_loss(
+    read: torch.Tensor,
+    labels: torch.Tensor,
+    lines_of: Callable[[torch.Tensor], list[torch.Tensor]],
+    *,
+    end: int,
+    num_items: torch.Tensor | int,
+) -> torch.Tensor:
+    """CTC of the letters of each line that is written in a picture, a token of its text.
+
+    Args:
+        read: log-probabilities of letters, `[pictures, lines, columns, letters]`, one picture for each row.
+        labels, end, num_items: see `ctc_loss`.
+        lines_of: gives the letters of each line of ids, as many lines as are read.
+
+    Raises:
+        ValueError: not one picture in every row.
+    """
+    if len(read) != len(labels):
+        raise ValueError(f"CTC needs one picture in every row, got {len(read)} pictures in {len(labels)} rows")
+    lines = [line for target in ctc_targets(labels, end) for line in lines_of(target)]
+    return _ctc_sum(list(read.flatten(0, 1)), lines, labels.repeat_interleave(read.shape[1], 0), 0) / num_items
+
+
 def _ctc_sum(
     scores: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], labels: torch.Tensor, blank: int
 ) -> torch.Tensor:
