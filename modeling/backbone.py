@@ -33,13 +33,14 @@ from .spelling import SpelledTokens
 from .towers import build_speech_tower, build_vision_tower
 from .vision_detail import DetailHead, VisionDetail
 from .vision_letters import VisionLetters
+from .vision_names import END, VisionNames
 
 PLACEMENT = (
     *("_no_split_modules", "_skip_keys_device_placement"),
     *("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"),
 )
 PARTS = (
-    *("vision_tower", "vision_projector", "vision_detail", "vision_letters"),
+    *("vision_tower", "vision_projector", "vision_detail", "vision_letters", "vision_names"),
     *("speech_tower", "speech_context", "speech_letters", "speech_projector"),
 )
 """Beside the decoder, and frozen or trained each by itself."""
@@ -74,6 +75,8 @@ class MixLoraPreTrainedModel(RoutedPreTrainedModel):
         if isinstance(module, SpelledTokens):
             for buffer in module.buffers(recurse=False):
                 nn.init.zeros_(buffer)
+        if isinstance(module, VisionNames):
+            nn.init.constant_(module.names, END)
         if isinstance(module, DepthwiseConv | DetailHead):
             module.reset_parameters()
 
@@ -98,7 +101,7 @@ class MixLoraModel(InnerLoading, MediaEncoding, MixLoraPreTrainedModel):
             kind = SeparatorProjector if self.vision_tower.separators else Projector
             size = self.vision_tower.feature_size
             self.vision_projector = kind(size, hidden, text.hidden_size, config.projector_norm)
-            for name in ("vision_detail", "vision_letters"):
+            for name in ("vision_detail", "vision_letters", "vision_names"):
                 if getattr(config, name) is not None and self.vision_tower.tokens is None:
                     raise ValueError(
                         f"{name}: {config.vision_config.model_type} cuts pictures into crops; it needs a tower "
@@ -106,6 +109,8 @@ class MixLoraModel(InnerLoading, MediaEncoding, MixLoraPreTrainedModel):
                     )
             if config.vision_letters is not None:
                 self.vision_letters = VisionLetters(text.vocab_size, **config.vision_letters)
+            if config.vision_names is not None:
+                self.vision_names = VisionNames(size, **config.vision_names)
             if config.vision_detail is not None:
                 self.vision_detail = VisionDetail(self.vision_tower.side, text.hidden_size, **config.vision_detail)
         if config.speech_config is not None:

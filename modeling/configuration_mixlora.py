@@ -133,6 +133,10 @@ def full_reading(given: dict[str, Any]) -> dict[str, Any]:
     return full
 
 
+VISION_NAMES: dict[str, Any] = {"count": 2000, "longest": 8, "hidden_size": 192}
+"""Entries of `config.vision_names`, and what they are by default."""
+
+
 @strict
 class MixLoraTextConfig(PreTrainedConfig):
     """Decoder-only transformer: grouped-query attention, pre-norm, a gated or plain MLP, rotary positions.
@@ -265,6 +269,9 @@ class MixLoraConfig(PreTrainedConfig):
             by CTC. What it reads follows the picture's other tokens, as `tokens` embeddings of the decoder. Stages of
             `widths` have `layers` blocks; a column is `patch_size` pixels wide. The words of `speech_letters`, where
             there are any, are those it knows. `{}` takes the defaults, by default there is none.
+        vision_names: `{"count", "longest", "hidden_size"}` of a classifier on the tower's features, with room for `count`
+            names of `longest` tokens: see [`VisionNames.learn_names`]. The name of a picture follows its tokens, as the
+            decoder's embeddings. `{}` takes the defaults, by default there is none.
         projector_hidden_size: width of the projectors' hidden layer; the decoder's width by default.
         projector_norm: whether the projectors begin with a LayerNorm.
         base_model: `{"name_or_path", "revision", "sha256"}` of the decoder, where the checkpoint does not hold it.
@@ -301,6 +308,7 @@ class MixLoraConfig(PreTrainedConfig):
     speech_letters: dict[str, Any] | None = None
     vision_detail: dict[str, Any] | None = None
     vision_letters: dict[str, Any] | None = None
+    vision_names: dict[str, Any] | None = None
     projector_hidden_size: int | None = None
     projector_norm: bool = True
     tie_word_embeddings: bool = True
@@ -330,6 +338,8 @@ class MixLoraConfig(PreTrainedConfig):
             self.vision_detail = full_detail(self.vision_detail)
         if self.vision_letters is not None:
             self.vision_letters = full_reading(self.vision_letters)
+        if self.vision_names is not None:
+            self.vision_names = with_defaults("vision_names", self.vision_names, VISION_NAMES, tuple(VISION_NAMES))
         for_long_rows = {name: kwargs.pop(name) for name in FOR_LONG_ROWS if name in kwargs}
         super().__post_init__(**kwargs)
         self.set_long_context(**for_long_rows)

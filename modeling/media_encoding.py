@@ -60,14 +60,16 @@ class MediaEncoding:
     speech_letters: Any
     vision_detail: Any
     vision_letters: Any
+    vision_names: Any
 
     @property
     def picture_tokens(self) -> int | None:
         """Tokens of every picture; None without a tower, or where the shape of a picture decides."""
         tokens: int | None = getattr(getattr(self, "vision_tower", None), "tokens", None)
-        if tokens is None or self.config.vision_letters is None:
-            return tokens
-        return tokens + int(self.config.vision_letters["tokens"])
+        if tokens is None:
+            return None
+        named, read = self.config.vision_names, self.config.vision_letters
+        return tokens + (named["longest"] if named else 0) + (read["tokens"] if read else 0)
 
     def encode_vision(
         self,
@@ -126,16 +128,22 @@ class MediaEncoding:
                 raise ValueError(f"this model's {name} needs pixel_values beside the tower's features")
         if self.config.vision_detail is not None:
             tokens = [each + fine for each, fine in zip(tokens, self.vision_detail(pixel_values), strict=True)]
-        if self.config.vision_letters is not None:
-            read = self.language_model.embed_tokens(self.written(pixel_values))
-            tokens = [torch.cat([each, text.to(each)]) for each, text in zip(tokens, read, strict=True)]
+        said = self.told(pixel_values, features)
+        if said.shape[1]:
+            spoken = self.language_model.embed_tokens(said)
+            tokens = [torch.cat([each, text.to(each)]) for each, text in zip(tokens, spoken, strict=True)]
         return MediaOutput(pooler_output=tokens)
 
-    def written(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Ids of what `vision_letters` reads in each picture, `[pictures, tokens]`."""
-        words = self.speech_letters.known_words if self.config.speech_letters is not None else Words({})
-        ids: torch.Tensor = self.vision_letters.written(pixel_values, words)
-        return ids
+    def told(self, pixel_values: torch.Tensor | None, features: list[torch.Tensor]) -> torch.Tensor:
+        """Ids of what `vision_names` and `vision_letters` make of each picture, `[pictures, tokens]`, in this order."""
+        nothing = self.config.text_config.pad_token_id or 0
+        told = [torch.zeros(len(features), 0, dtype=torch.long, device=self.device)]
+        if self.config.vision_names is not None:
+            told.append(self.vision_names.named(torch.stack(features), nothing))
+        if self.config.vision_letters is not None:
+            words = self.speech_letters.known_words if self.config.speech_letters is not None else Words({})
+            told.append(self.vision_letters.written(pixel_values, words, nothing))
+        return torch.cat(told, dim=1)
 
     def get_audio_features(
         self,

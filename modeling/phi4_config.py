@@ -329,6 +329,7 @@ def _require_phi4(config: Any) -> None:
         ("speech_letters", config.speech_letters, None),
         ("vision_detail", config.vision_detail, None),
         ("vision_letters", config.vision_letters, None),
+        ("vision_names", config.vision_names, None),
         ("number of vision_layers", len(config.vision_layers), 1),
         ("base_model", config.base_model or None, None),
         ("merged_adapter", config.merged_adapter, None),

@@ -70,18 +70,27 @@ class VisionLetters(SpelledTokens):
         side = self.stem.stride[0] * 2 ** (len(self.stages) - 1)
         return torch.zeros(1, 3, side, side)
 
+    def maps(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`[pictures, 3, height, width]` -> features `[pictures, width, rows, columns]`."""
+        maps = self.stem(pixel_values.to(self.stem.weight.dtype, memory_format=torch.channels_last))
+        for stage in self.stages:
+            maps = stage(maps)
+        normed: torch.Tensor = self.norm(maps)
+        return normed
+
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`[pictures, 3, height, width]` -> log-probabilities of nothing and of each letter,
         `[pictures, lines, columns, letters]`."""
-        pixels = pixel_values.to(self.stem.weight.dtype, memory_format=torch.channels_last)
-        maps = self.stem(pixels)
-        for stage in self.stages:
-            maps = stage(maps)
-        maps = self.norm(maps)
-        where = self.heights(maps).softmax(dim=2)  # [pictures, lines, height, columns]
-        gathered = torch.einsum("plhc,pwhc->plcw", where, maps)
+        maps = self.maps(pixel_values)
+        where = self.heights(maps).softmax(dim=2)  # [pictures, lines, rows, columns]
+        gathered = torch.einsum("plrc,pwrc->plcw", where, maps)
         letters: torch.Tensor = self.head(gathered).float().log_softmax(-1)
         return letters
+
+    def at_each_place(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Scores of nothing and of each letter where it stands, `[pictures, rows, columns, letters]`."""
+        scores: torch.Tensor = self.head(self.maps(pixel_values).permute(0, 2, 3, 1))
+        return scores
 
     def lines_of(self, ids: torch.Tensor) -> list[torch.Tensor]:
         """Letters of each line of the text of `ids` `[tokens]`; lines beyond those that are read are left out."""
@@ -130,9 +139,8 @@ class VisionLetters(SpelledTokens):
             _, i = min(known)
             parts[i : i + 2] = [parts[i] + parts[i + 1]]
 
-    def written(self, pixel_values: torch.Tensor, words: Words) -> torch.Tensor:
-        """Ids of what is read, `[pictures, tokens]`, breaks in front; of a long text the beginning."""
+    def written(self, pixel_values: torch.Tensor, words: Words, nothing: int) -> torch.Tensor:
+        """Ids of what is read, `[pictures, tokens]`, `nothing` in front; of a long text the beginning."""
         ids = [self.tokens_of(text)[: self.tokens] for text in self.read(pixel_values, words)]
-        nothing = self._merges.get(BREAK, 0)
         rows = [[nothing] * (self.tokens - len(row)) + row for row in ids]
         return torch.tensor(rows, dtype=torch.long, device=pixel_values.device)

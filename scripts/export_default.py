@@ -1,11 +1,34 @@
 """Writes a trained stage as the checkpoint that ships inside the package: half precision on disk, fp32 in memory.
 
+Matrices whose values float8 (e4m3) holds to the last bit are kept as such; `from_pretrained` reads them like any other.
+
 python scripts/export_default.py build/train/23-vision_verify mixlora/default --mean build/train/22-vision_answers
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def smallest(tensor: "torch.Tensor") -> "torch.Tensor":
+    """A matrix as float8 where that changes no value, else as it is."""
+    import torch
+
+    if not tensor.is_floating_point() or tensor.dim() < 2:
+        return tensor
+    small = tensor.to(torch.float8_e4m3fn)
+    return small if torch.equal(small.to(tensor.dtype), tensor) else tensor
+
+
+def shrink(path: Path) -> None:
+    """Stores the tensors of a file again, each in the smallest form that holds it."""
+    from safetensors.torch import load_file, save_file
+
+    save_file({name: smallest(tensor) for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
 
 
 def main() -> None:
@@ -27,6 +50,7 @@ def main() -> None:
             for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
                 ours.lerp_(theirs, 0.5)
     model.half().save_pretrained(args.output)
+    shrink(args.output / "model.safetensors")
     MixLoraProcessor.from_pretrained(args.source).save_pretrained(args.output)
     config = args.output / "config.json"
     content = json.loads(config.read_text(encoding="utf-8"))

@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("--encoders", default="build/encoders")
     parser.add_argument("--tokenizer", default="build/tokenizer")
     parser.add_argument("--words", type=Path, default=Path("build/data/words.json"))
+    parser.add_argument("--names", type=Path, default=Path("build/data/names.json"))
     parser.add_argument("--output", default="build/start")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -56,12 +57,19 @@ def main() -> None:
         speech_blank_token_id=tokenizer("\n")["input_ids"][0],
         speech_ctc_weight=0.6,
         vision_detail={},
+        vision_letters={},
+        vision_names={},
     )
     model.model.speech_letters.learn_words(json.loads(args.words.read_text()))
+    names = json.loads(args.names.read_text())
+    model.model.vision_names.learn_names([tokenizer(name, add_special_tokens=False)["input_ids"] for name in names])
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     processor = MixLoraProcessor(
-        image_processor=MixLoraImageProcessor(), audio_processor=MixLoraAudioProcessor(), tokenizer=tokenizer
+        image_processor=MixLoraImageProcessor(),
+        audio_processor=MixLoraAudioProcessor(),
+        tokenizer=tokenizer,
+        image_seq_length=model.model.picture_tokens,
     )
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)

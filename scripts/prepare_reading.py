@@ -1,6 +1,6 @@
 """Write the rows about pictures in which nothing is written, for the part that reads and for the decoder.
 
-Run: python scripts/prepare_reading.py     (after prepare_pictures.py, prepare_things.py and prepare_scenes.py)
+Run: python scripts/prepare_reading.py     (after prepare_pictures.py and prepare_things.py)
 Rows go to build/data/unwritten.jsonl, and with nothing to spell to build/data/blank.jsonl.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from common import DATA, SEED, chat_row, run_main, write_jsonl
 from prepare_words import WORD_PROMPTS
 
-SOURCES = {"things": 3000, "clothes": 1000, "scenes": 1500}
+SOURCES = {"things": 3500, "clothes": 1000}
 """Rows whose pictures are taken of each file; hardly any of them shows letters."""
 NOTHING, ANSWER = ".", "Nothing is written there."
 

@@ -6,6 +6,7 @@ Pictures go to build/data/pictures/things/, rows to build/data/things.jsonl and 
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ EMOJI_DRAWS, STAMP_DRAWS, CLIP_ART_ROWS = 2, 3, 4000
 STYLE_ROWS = 500
 STAMP_PROMPTS = ("What is this?", "What do you see?", "What does the picture show?", "What is in the picture?")
 EMOJI_PROMPTS = ("Which emoji is this?", "Name this emoji.", "What does this emoji show?")
+NAMES = DATA / "names.json"
+"""All answers of the training rows."""
 SYNONYMS = {
     "automobile": ("car",),
     "ballot box with ballot": ("ballot box",),
@@ -150,6 +153,8 @@ def write_held_out(rng: random.Random, share: float) -> None:
 def main() -> None:
     """Write the held-out splits, then the training rows."""
     share = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
+    names = sorted({thing.name for _, thing in training_draws(random.Random(SEED))})
+    NAMES.write_text(json.dumps(names, indent=0))
     write_held_out(random.Random(f"{SEED} held out"), share)
     write_jsonl(DATA / "things.jsonl", train_rows(random.Random(SEED), share))
 

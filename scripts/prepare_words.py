@@ -32,7 +32,7 @@ from picture_sources import font_packages
 if TYPE_CHECKING:
     from PIL import Image
 
-ROWS = {"train": 16000, "words_plain": 400, "words_display": 400}
+ROWS = {"train": 16000, "letters": 8000, "words_plain": 400, "words_display": 400}
 HELD_OUT_FAMILIES = {"plain": 20, "display": 80}
 NEW_WORDS = 0.3
 """Share of the held-out rows whose words training never shows."""
@@ -166,15 +166,30 @@ def word_cut_out(text: str, face: Face, rng: random.Random) -> Image.Image:
     return picture
 
 
-def word_picture(text: str, face: Face, rng: random.Random) -> Image.Image:
-    """A text at random size, place and slight rotation; a long one fills the picture."""
+def word_picture(
+    text: str, face: Face, rng: random.Random, sizes: tuple[int, int] = (TEXT_WIDTH, SIDE - 6)
+) -> Image.Image:
+    """A text at random size (its longer side, in pixels), place and slight rotation; a long one fills the picture."""
     cut_out = word_cut_out(text, face, rng)
     lines = max(1, round(cut_out.height / FONT_SIZE))
     least = LETTER_HEIGHT * lines * max(cut_out.size) // cut_out.height
-    turned = jitter(cut_out, rng.randint(min(SIDE - 6, max(least, TEXT_WIDTH)), SIDE - 6), rng, angle=7)
+    turned = jitter(cut_out, rng.randint(min(sizes[1], max(least, sizes[0])), sizes[1]), rng, angle=7)
     scene = contrasting_background([turned], rng, strokes=True)
     place(scene, turned, rng)
     return scene
+
+
+def short_rows(share: float) -> Iterator[dict[str, Any]]:
+    """One to three letters as large as those of words are: CTC finds out from them what a letter is."""
+    rng = random.Random(f"{SEED} letters")
+    faces = balanced(family_split()["train"])
+    for serial in with_progress(list(range(round(ROWS["letters"] * share))), "letters"):
+        face, count = rng.choice(faces), rng.choice((1, 1, 2, 3))
+        text = in_case(["".join(rng.choices(string.ascii_lowercase, k=count))], face, rng)[0]
+        side = round(LETTER_HEIGHT * (SIDE / LETTER_HEIGHT) ** rng.uniform(0.1, 0.95))
+        scene = word_picture(text, face, rng, (side, side))
+        path = save_scene(scene, DATA / f"pictures/words/letters/{serial:05d}")
+        yield chat_row("words", text.lower(), rng.choice(WORD_PROMPTS), images=[str(path.relative_to(DATA))])
 
 
 def draw(split: str, faces: list[Face], words: list[str], rng: random.Random, serial: int) -> tuple[str, Face, Path]:
@@ -221,6 +236,7 @@ def main() -> None:
     for task in ("words_plain", "words_display"):
         write_jsonl(EVAL / f"{task}.jsonl", test_rows(task, share))
     write_jsonl(DATA / "words.jsonl", train_rows(share))
+    write_jsonl(DATA / "letters.jsonl", short_rows(share))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from mixlora.training.settings import RecipeError, nearest
 from mixlora.training.stages import Stage
 
 CLIPS = "speech_projector.speech"
+NAMES = "vision_names"
+"""Learns by itself, from answers that are names; no other group may learn beside it."""
 LETTERS = ("speech_letters", "vision_letters")
 """Groups that learn by CTC alone, and know how tokens are spelled."""
 
@@ -89,6 +91,11 @@ def prepare_parts(model: MixLoraForConditionalGeneration, stage: Stage, tokenize
         RecipeError: a group to copy that is not there, or has other shapes.
     """
     copy_groups(model, stage.copy)
+    if NAMES in stage.train:
+        if len(stage.train) > 1 or stage.ctc_weight or stage.objective != "sft":
+            raise RecipeError(f"stage {stage.name!r}: {NAMES} learns alone, by objective sft and without ctc_weight")
+        if not model.model.vision_names.known:
+            raise RecipeError(f"stage {stage.name!r}: {NAMES} has no list of names yet, see learn_names")
     for name in _spelled(stage):
         if not stage.ctc_weight:
             raise RecipeError(f"stage {stage.name!r}: {name} learns by CTC alone, and ctc_weight is 0")

@@ -19,8 +19,7 @@ from mixlora.training.data.stream import Stream
 from mixlora.training.data.tables import raw_rows
 from mixlora.training.stages import Stage
 
-READER = "vision_letters"
-
+READER, NAMES = "vision_letters", "vision_names"
 Collate = Callable[[list[Example]], Any]
 
 
@@ -143,6 +142,7 @@ def _examples(
 ) -> list[Example]:
     """The stage's rows in all their views."""
     rows = [(_rows(source, broken), source.weight) for source in stage.data]
+    media.sees_pixels &= NAMES not in stage.train
     by_pixels = stage.ctc_weight == 1 and READER in stage.train  # no tower and no decoder sees the pictures then
     if cache is not None:  # to train, so that all media must be readable; those whose features are kept were
         kinds = [kind for kind in ("images", "audio") if any(getattr(row, kind) for group, _ in rows for row in group)]

@@ -1,5 +1,6 @@
 """The step of `objective: sft`."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -26,17 +27,30 @@ class SupervisedStep:
 
     Args:
         ctc_weight: share of the loss that is CTC.
+        train: names of the groups that learn.
         pad, end: ids of the tokens of padding and of the end of an answer.
         accumulation: batches of an optimizer step; CTC is averaged over them.
         balance: of experts, added where the decoder runs.
     """
 
-    def __init__(self, ctc_weight: float, pad: int, end: int, accumulation: int = 1, balance: Balance | None = None):
+    def __init__(
+        self,
+        ctc_weight: float,
+        pad: int,
+        end: int,
+        accumulation: int = 1,
+        balance: Balance | None = None,
+        train: Collection[str] = (),
+    ):
         self.ctc_weight, self.pad, self.end, self.accumulation = ctc_weight, pad, end, accumulation
+        self.train = train
         self.balance = balance or Balance()
 
     def __call__(self, model: Any, inputs: Inputs, num_items: NumItems) -> Outcome:
         """Logits are made only where a token is labelled."""
+        if "vision_names" in self.train:
+            named: Outcome = model(within=lambda inner: (self._names(inner, inputs), {}))
+            return named
         if self.ctc_weight:
             outcome: Outcome = model(within=lambda inner: self._with_ctc(inner, inputs, num_items))
         else:
@@ -73,10 +87,23 @@ class SupervisedStep:
         loss, figures = self._cross_entropy(model, inputs, num_items, balance, 1 - self.ctc_weight)
         return loss + self.ctc_weight * heard, figures
 
+    def _names(self, model: MixLoraForConditionalGeneration, inputs: Inputs) -> torch.Tensor:
+        """Cross entropy of the names, of each row's picture."""
+        labels, classifier = inputs["labels"], model.model.vision_names
+        features = inputs.get("mm_encoder_outputs", {}).get("image_features", [])
+        if not features and "pixel_values" in inputs:
+            features = model.model.encode_vision(inputs["pixel_values"])
+        if len(features) != len(labels):
+            raise ValueError(f"names need one picture in every row, got {len(features)} in {len(labels)} rows")
+        rows = sum_over_ranks(torch.tensor(len(labels), device=model.device)) * self.accumulation
+        logits = classifier(torch.stack([each.to(model.device) for each in features]))
+        classes = classifier.classes_of(ctc_targets(labels, self.end))
+        return torch.nn.functional.cross_entropy(logits, classes, reduction="sum") / rows
+
     def _ctc(self, model: MixLoraForConditionalGeneration, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
         said = sum(len(target) for target in ctc_targets(labels, self.end))
         num_items = sum_over_ranks(torch.tensor(said, device=model.device)).clamp(min=1) * self.accumulation
-        if model.config.vision_letters is not None and _learns(model.model.vision_letters):
+        if "vision_letters" in self.train:
             reader, pixels = model.model.vision_letters, inputs.get("pixel_values", labels[:0])
             read = reader(pixels) if len(pixels) else pixels
             return line_ctc_loss(read, labels, reader.lines_of, end=self.end, num_items=num_items)
@@ -99,7 +126,3 @@ class SupervisedStep:
         letters = model.model.speech_letters
         spelled = letter_ctc_loss(letters(stacked), labels, letters.spell, end=self.end, num_items=num_items)
         return (loss + spelled) / 2
-
-
-def _learns(part: torch.nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in part.parameters())

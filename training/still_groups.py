@@ -43,6 +43,7 @@ class StillGroups(TrainerCallback):
             groups.add(f"adapter.{adapter}")
         if seen:
             groups |= {"vision_letters"} if self.stage.ctc_weight else set()
+            groups |= {"vision_names"}
             groups |= {"vision_tower", "vision_projector", "vision_detail"}
         if heard:
             groups |= {"speech_letters"} if self.stage.ctc_weight else set()

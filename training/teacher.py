@@ -107,7 +107,7 @@ def check_fit(student: Any, processor: Any, teacher: Any, teacher_processor: Any
     if differ:
         shown = ", ".join(f"{token!r} {ours.get(token)} here, {theirs.get(token)} there" for token in differ[:5])
         raise RecipeError(f"teacher {name}: {len(differ)} tokens have other ids than the student's: {shown}")
-    for field in ("vision_tokens_per_side", "vision_letters", "speech_stack"):
+    for field in ("vision_tokens_per_side", "vision_letters", "vision_names", "speech_stack"):
         mine, other = getattr(student.config, field), getattr(teacher.config, field)
         if mine != other:
             raise RecipeError(f"teacher {name}: {field} is {other}, the student's {mine}: their prompts would differ")

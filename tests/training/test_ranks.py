@@ -24,6 +24,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 NAME = "01-only"
 TRAINED = ["adapter.vision", "adapter.speech", "vision_projector", "speech_context", "speech_projector.speech"]
 DETAIL = {"widths": [4], "patch_size": 2, "cells": 2}
+READING = {"widths": [4], "layers": [1], "patch_size": 2, "tokens": 2}
 PREFERENCE: dict[str, Any] = {"objective": "preference", "teacher": "self", "data": "pairs"}
 EXPERTS = {"count": 4, "top_k": 2, "balance_weight": 0.5}
 STAGES: dict[str, dict[str, Any]] = {
@@ -60,7 +61,7 @@ def make_recipes(folder: Path) -> dict[str, Path]:
     hearing: dict[str, Any] = {"speech_context": {"layers": 1, "stride": 2}, "speech_letters": {}}
     start, rows = make_start(folder / "start", **hearing), write_rows(folder)
     (folder / "detail start").mkdir()
-    starts = {"detail": make_start(folder / "detail start", vision_detail=DETAIL)}
+    starts = {"detail": make_start(folder / "detail start", vision_detail=DETAIL, vision_letters=READING)}
     (folder / "teacher").mkdir()
     teacher = make_start(folder / "teacher")
     weights = folder / "teacher" / "model.safetensors"

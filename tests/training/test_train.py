@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from mixlora.modeling.modeling_mixlora import MixLoraForConditionalGeneration
@@ -22,7 +23,7 @@ from mixlora.training.data.rows import read_rows
 from mixlora.training.groups import copy_groups
 from mixlora.training.stages import RecipeError
 from mixlora.training.trainer import StageTrainer, last_checkpoint
-from tests.training.training_fixtures import make_start, write_recipe, write_rows
+from tests.training.training_fixtures import chat, make_start, write_recipe, write_rows
 
 ADAPTERS = ["adapter.vision", "adapter.speech"]
 
@@ -157,6 +158,60 @@ def test_letters_learn_by_ctc_with_the_spelling_of_the_processor(tmp_path: Path,
     assert "".join(letters.alphabet[letter - 1] for letter in read) == "seven"
     with pytest.raises(ValueError, match="speech_letters learns by CTC alone, and ctc_weight is 0"):
         entry.train(recipe, tmp_path / "other", ["only.ctc_weight=0"])
+
+
+def pictures_alone(rows: Path) -> Path:
+    """A file of rows about the pictures, with two answers in turn."""
+    pictures = rows.with_name("pictures.jsonl")
+    pictures.write_text("\n".join(json.dumps(chat("i", "yes" if i % 2 else "no way", i)) for i in range(12)))
+    return pictures
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_is_written_in_pictures_is_learnt_line_by_line(tmp_path: Path, rows: Path, cached: bool) -> None:
+    reading = {"widths": [8], "layers": [1], "patch_size": 1, "lines": 2, "tokens": 3}
+    start = make_start(tmp_path / "start", vision_letters=reading)
+    recipe = write_recipe(
+        tmp_path, start, pictures_alone(rows), ["vision_letters"], ctc_weight=1, max_steps=40, tokens_per_batch=512
+    )
+    entry.train(recipe, tmp_path / "out", [f"cache={tmp_path / 'features'}"] if cached else [])
+    losses = [loss for _, loss in curve(tmp_path / "out/01-only")]
+    assert losses[-1] < 0.5 * losses[0]
+    assert not (tmp_path / "features").exists()  # no tower looks at the pictures
+    before, after = (load_file(folder / "model.safetensors") for folder in (Path(start), tmp_path / "out/01-only"))
+    assert {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])} == {"vision_letters"}
+    reader = MixLoraForConditionalGeneration.from_pretrained(tmp_path / "out/01-only").model.vision_letters
+    processor = MixLoraProcessor.from_pretrained(tmp_path / "out/01-only")
+    assert reader.tokens_of("yes") == processor.tokenizer("yes")["input_ids"]
+    with pytest.raises(ValueError, match="vision_letters learns by CTC alone, and ctc_weight is 0"):
+        entry.train(recipe, tmp_path / "other", ["only.ctc_weight=0"])
+    with pytest.raises(ValueError, match="one picture in every row"):
+        entry.train(write_recipe(tmp_path, start, rows, ["vision_letters"], ctc_weight=1), tmp_path / "mixed")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_names_are_learnt_from_answers_that_are_names(tmp_path: Path, rows: Path, cached: bool) -> None:
+    start = make_start(tmp_path / "start", vision_names={"count": 2, "longest": 4})
+    recipe = write_recipe(tmp_path, start, pictures_alone(rows), ["vision_names"], max_steps=40)
+    with pytest.raises(RecipeError, match="vision_names has no list of names yet"):
+        entry.train(recipe, tmp_path / "unnamed")
+    model = MixLoraForConditionalGeneration.from_pretrained(start)
+    yes = MixLoraProcessor.from_pretrained(start).tokenizer("yes")["input_ids"]
+    model.model.vision_names.learn_names([yes])
+    model.save_pretrained(start)
+    entry.train(recipe, tmp_path / "out", [f"cache={tmp_path / 'features'}"] if cached else [])
+    losses = [loss for _, loss in curve(tmp_path / "out/01-only")]
+    assert losses[-1] < 0.2 * losses[0]
+    trained = MixLoraForConditionalGeneration.from_pretrained(tmp_path / "out/01-only")
+    processor = MixLoraProcessor.from_pretrained(tmp_path / "out/01-only")
+    pixels = processor.image_processor([Image.open(rows.with_name(f"{i}.png")) for i in range(12)], return_tensors="pt")
+    named = trained.model.told(pixels["pixel_values"], trained.model.encode_vision(pixels["pixel_values"])).tolist()
+    nothing = trained.config.text_config.pad_token_id
+    assert named == [[nothing] * 4, [nothing] * (4 - len(yes)) + yes] * 6
+    with pytest.raises(RecipeError, match="vision_names learns alone"):
+        entry.train(recipe, tmp_path / "other", ["only.train=[vision_names, adapter.vision]"])
+    with pytest.raises(ValueError, match="names need one picture in every row, got"):
+        entry.train(write_recipe(tmp_path, start, rows, ["vision_names"]), tmp_path / "mixed")
 
 
 def test_ctc_refuses_a_row_without_a_clip(tmp_path: Path, start: str, rows: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mixlora.training.objectives import ctc_loss, letter_ctc_loss, next_token_loss
+from mixlora.training.objectives import ctc_loss, letter_ctc_loss, line_ctc_loss, next_token_loss
 
 
 def test_loss_is_normalised_by_the_tokens_of_the_step() -> None:
@@ -83,3 +83,23 @@ def test_a_clip_shorter_than_its_text_teaches_nothing() -> None:
 def test_ctc_wants_a_clip_in_every_row() -> None:
     with pytest.raises(ValueError, match="1 clips in 2 rows"):
         ctc_loss([torch.randn(3, 4)], torch.ones(2, 2, dtype=torch.long), torch.randn(6, 4), blank=0, end=5)
+
+
+def test_lines_of_a_picture_are_read_each_by_itself() -> None:
+    """A row's sum over its lines, empty ones too; a row without labels teaches nothing."""
+    read = torch.randn(3, 2, 7, 4).log_softmax(-1)
+    labels = torch.tensor([[1, 9, 2, 5], [2, 5, -100, -100], [-100] * 4])  # 9 breaks a line
+
+    def lines_of(ids: torch.Tensor) -> list[torch.Tensor]:
+        whole = ids.tolist()
+        cut = whole.index(9) if 9 in whole else len(whole)
+        return [torch.tensor(line, dtype=torch.long) for line in (whole[:cut], whole[cut + 1 :])]
+
+    wanted = [
+        torch.nn.functional.ctc_loss(read[row, line], torch.tensor(text), [7], [len(text)], reduction="sum")
+        for row, line, text in ((0, 0, [1]), (0, 1, [2]), (1, 0, [2]))
+    ] + [-read[1, 1, :, 0].sum()]
+    loss = line_ctc_loss(read, labels, lines_of, end=5, num_items=4)
+    torch.testing.assert_close(loss, sum(wanted) / 4)
+    with pytest.raises(ValueError, match="one picture in every row, got 2 pictures in 3 rows"):
+        line_ctc_loss(read[:2], labels, lines_of, end=5, num_items=4)

@@ -1,0 +1,83 @@
+"""What a picture shows, by name: one of a list that is given, for the decoder to say or to reason about."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+END = -1
+"""Stands behind the ids of a name."""
+UNNAMED = 0
+"""The class of pictures that have none of the names; those of the list follow."""
+
+
+class VisionNames(nn.Module):
+    """Classifies a picture by the features of its tower, and gives the name as the decoder's own tokens.
+
+    Tags beside a picture's tokens, as in Tag2Text (Huang et al., arXiv 2303.05657). A softmax over places tells where to
+    look.
+
+    Args:
+        feature_size: of the vision tower.
+        count, longest, hidden_size: see `config.vision_names`.
+    """
+
+    names: torch.Tensor
+
+    def __init__(self, feature_size: int, *, count: int, longest: int, hidden_size: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(feature_size)
+        self.places = nn.Linear(feature_size, 1)
+        self.down = nn.Linear(feature_size, hidden_size)
+        self.head = nn.Linear(hidden_size, 1 + count)
+        self.register_buffer("names", torch.full((count, longest), END, dtype=torch.int32))
+
+    @property
+    def known(self) -> int:
+        """How many names the list has."""
+        return int((self.names[:, 0] != END).sum())
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Tower features `[pictures, places, feature_size]` -> logits of no name and of each, `[pictures, 1 + known]`."""
+        features = self.norm(features.to(self.norm.weight.dtype))
+        where = self.places(features).softmax(dim=1)
+        seen = nn.functional.gelu(self.down((where * features).sum(1)))
+        logits: torch.Tensor = self.head(seen)[:, : 1 + self.known]
+        return logits.float()
+
+    @torch.no_grad()
+    def learn_names(self, names: Sequence[Sequence[int]]) -> None:
+        """Keeps a list of names, each the ids of its tokens.
+
+        Raises:
+            ValueError: more names, or longer ones, than `config.vision_names` has room for; or a name twice.
+        """
+        count, longest = self.names.shape
+        if len(names) > count or any(not 0 < len(name) <= longest for name in names):
+            raise ValueError(
+                f"vision_names: {len(names)} names of up to {max(map(len, names), default=0)} tokens, there is room "
+                f"for {count} of 1 to {longest}"
+            )
+        if len({tuple(name) for name in names}) < len(names):
+            raise ValueError("vision_names: a name is given twice")
+        self.names.fill_(END)
+        for row, name in zip(self.names, names, strict=False):
+            row[: len(name)] = torch.tensor(name, dtype=torch.int32)
+
+    def classes_of(self, answers: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The class of the ids of each answer `[tokens]`, `[answers]`."""
+        listed = {tuple(token for token in row if token != END): i for i, row in enumerate(self.names.tolist(), 1)}
+        listed.pop((), None)  # room for more names
+        classes = [listed.get(tuple(answer.tolist()), UNNAMED) for answer in answers]
+        return torch.tensor(classes, device=self.names.device)
+
+    @torch.no_grad()
+    def named(self, features: torch.Tensor, nothing: int) -> torch.Tensor:
+        """Ids of the likeliest name of each picture, `[pictures, longest]`, `nothing` in front, or alone."""
+        result = torch.full((len(features), self.names.shape[1]), nothing, device=features.device)
+        for row, best in zip(result, self(features).argmax(-1).tolist(), strict=True):
+            if best != UNNAMED:
+                ids = self.names[best - 1]
+                ids = ids[ids != END]
+                row[len(row) - len(ids) :] = ids
+        return result

@@ -1,0 +1,92 @@
+"""What a picture shows by name, given to the decoder as its own tokens."""
+
+import pytest
+import torch
+
+from mixlora.modeling.vision_names import UNNAMED, VisionNames
+from tests.modeling.model_fixtures import IMAGE, PAD, batch_inputs, row_inputs, tiny_model
+
+SIZES = {"count": 4, "longest": 3, "hidden_size": 5}
+NAMES = [[11], [12, 13], [14, 15, 16]]
+
+
+def named_part(**changes: int) -> VisionNames:
+    torch.manual_seed(0)
+    part = VisionNames(6, **SIZES | changes)
+    part.learn_names(NAMES)
+    return part
+
+
+def test_a_picture_is_given_a_name_or_none() -> None:
+    part, features = named_part(), torch.randn(3, 4, 6)
+    assert part.known == 3 and part(features).shape == (3, 1 + 3)
+    with torch.no_grad():
+        part.head.weight.zero_()
+        part.head.bias.copy_(torch.tensor([0.0, 0.0, 2.0, 0.0, 9.0]))  # the last has no name yet
+        assert part.named(features, nothing=7).tolist() == [[7, 12, 13]] * 3
+        part.head.bias[UNNAMED] = 3
+        assert part.named(features, nothing=7).tolist() == [[7, 7, 7]] * 3
+
+
+def test_it_looks_where_there_is_something() -> None:
+    part = named_part()
+    with torch.no_grad():
+        part.places.weight.copy_(100 * torch.eye(6)[:1])
+        one, other = torch.randn(1, 4, 6), torch.randn(1, 4, 6)
+        one[:, 2, 0] = other[:, 2, 0] = 20  # what stands out
+        other[:, 2] = one[:, 2]
+        torch.testing.assert_close(part(one), part(other))
+        other[:, 2, 1] += 3
+        assert not torch.allclose(part(one), part(other), atol=1e-3)
+
+
+def test_answers_that_are_names_have_classes() -> None:
+    answers = [torch.tensor(ids, dtype=torch.long) for ids in ([12, 13], [12], [11], [])]
+    assert named_part().classes_of(answers).tolist() == [2, UNNAMED, 1, UNNAMED]
+
+
+def test_a_list_must_fit() -> None:
+    for names in ([[1]] * 2, [[1], [2, 3, 4, 5]], [[1], []], [[i] for i in range(5)]):
+        with pytest.raises(ValueError, match="vision_names: (a name is given twice|[0-9]+ names of up to)"):
+            named_part().learn_names(names)
+    part = named_part()
+    part.learn_names([[3]])
+    assert part.known == 1 and part.names[0].tolist() == [3, -1, -1]
+
+
+@torch.no_grad()
+def test_the_name_stands_behind_a_picture_as_embeddings(tmp_path) -> None:
+    model = tiny_model(vision_names=SIZES)
+    row = row_inputs("image")
+    row["ids"][2:2] = [IMAGE] * 3
+    row = batch_inputs([row])
+    table = model.get_input_embeddings().weight
+    fresh = model.model.get_image_features(row["pixel_values"]).pooler_output[0]
+    assert fresh.shape == (7, 32) and torch.equal(fresh[4:], table[[PAD] * 3])
+    part = model.model.vision_names
+    part.learn_names(NAMES)
+    part.head.bias[2] = 50
+    told = model.model.get_image_features(row["pixel_values"]).pooler_output[0]
+    assert torch.equal(told[:4], fresh[:4]) and torch.equal(told[4:], table[[PAD, 12, 13]])
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    assert again.config.vision_names == SIZES and again.model.vision_names.known == 3
+    assert torch.equal(again(**row).logits, model(**row).logits)
+
+
+@torch.no_grad()
+def test_names_come_before_what_is_written() -> None:
+    reading = {"widths": [4], "layers": [1], "patch_size": 2, "tokens": 2}
+    model = tiny_model(vision_names=SIZES, vision_letters=reading)
+    assert model.model.picture_tokens == 4 + 3 + 2
+    model.model.vision_names.learn_names(NAMES)
+    model.model.vision_names.head.bias[1] = 50
+    pixels = row_inputs("image")["pixels"]
+    assert model.model.told(pixels, model.model.encode_vision(pixels)).tolist() == [[PAD, PAD, 11, PAD, PAD]]
+
+
+def test_wrong_settings_are_named() -> None:
+    with pytest.raises(ValueError, match="vision_names: unknown names, expected some of count"):
+        tiny_model(vision_names={"names": 2})
+    with pytest.raises(ValueError, match="vision_names: count must be an integer of at least 1, got 0"):
+        tiny_model(vision_names={"count": 0})
