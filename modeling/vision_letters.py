@@ -9,6 +9,8 @@ from torch import nn
 from .spelling import BLANK, SpelledTokens
 from .word_search import Words, likely_texts
 
+BEAMS = 8
+"""Texts of a line that are followed: what is written is less doubtful than what is said."""
 BREAK = "\n"
 """The letter of the alphabet that parts lines."""
 
@@ -107,7 +109,7 @@ class VisionLetters(SpelledTokens):
             return [""] * len(pixel_values)
         signs = self.alphabet.replace(BREAK, " ")  # no line is broken once more
         pictures = self(pixel_values).cpu()
-        read = [[likely_texts(line, signs, words, 1)[0][0].strip() for line in lines] for lines in pictures]
+        read = [[likely_texts(line, signs, words, 1, BEAMS)[0][0].strip() for line in lines] for lines in pictures]
         return [BREAK.join(line for line in lines if line) for lines in read]
 
     def read_spelling(self, tokenizer: Any) -> None:

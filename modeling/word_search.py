@@ -52,7 +52,9 @@ class _Beam(NamedTuple):
         return _log_add(self.says, self.silent)
 
 
-def likely_texts(heard: torch.Tensor, alphabet: str, words: Words, best: int) -> list[tuple[str, float]]:
+def likely_texts(
+    heard: torch.Tensor, alphabet: str, words: Words, best: int, beams: int = BEAMS
+) -> list[tuple[str, float]]:
     """Up to `best` texts with their log-probabilities among themselves, the likeliest first.
 
     Prefix beam search (Hannun et al. 2014, arXiv 1408.2873, algorithm 1) with a unigram of words.
@@ -60,12 +62,14 @@ def likely_texts(heard: torch.Tensor, alphabet: str, words: Words, best: int) ->
     Args:
         heard: log-probabilities of nothing and of the letters of `alphabet`, `[tokens, 1 + letters]`.
         words: that are known; a space in the alphabet parts them.
+        best: texts that are wanted.
+        beams: texts that are followed.
     """
-    beams = {"": _Beam(-math.inf, 0.0, 0.0, 0)}
+    found = {"": _Beam(-math.inf, 0.0, 0.0, 0)}
     for chances in heard.float().tolist():
         letters = [letter for letter in range(1, len(chances)) if chances[letter] > LIKELY]
         followed: dict[str, _Beam] = {}
-        for text, beam in beams.items():
+        for text, beam in found.items():
             kept = beam.says + chances[beam.last] if beam.last else -math.inf
             _add(followed, text, beam._replace(says=kept, silent=beam.heard + chances[0]))
             for letter in letters:
@@ -76,8 +80,8 @@ def likely_texts(heard: torch.Tensor, alphabet: str, words: Words, best: int) ->
                         *_with_letter(text, beam, alphabet[letter - 1], letter, before + chances[letter], words),
                     )
         ranked = sorted(followed.items(), key=lambda each: _rank(each[0], each[1], words), reverse=True)
-        beams = dict(ranked[:BEAMS])
-    whole = {text: beam.heard + beam.words + words.score(_last_word(text)) for text, beam in beams.items()}
+        found = dict(ranked[:beams])
+    whole = {text: beam.heard + beam.words + words.score(_last_word(text)) for text, beam in found.items()}
     ended: dict[str, float] = {}
     for text, score in whole.items():
         ended[text.rstrip()] = _log_add(ended.get(text.rstrip(), -math.inf), score)
