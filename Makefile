@@ -43,10 +43,11 @@ default: $(STAMP)
 	$(BIN)/python scripts/fetch.py
 	for step in convert_encoders prepare_text prepare_chats train_tokenizer prepare_pictures prepare_speech prepare_game \
 		prepare_synthetic prepare_pairs prepare_numbers prepare_things prepare_scenes prepare_questions \
-		prepare_hallucinations prepare_preferences count_words make_start; do \
+		prepare_hallucinations prepare_preferences prepare_words prepare_reading count_words make_start; do \
 		$(BIN)/python scripts/$$step.py || exit 1; done
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/teach_letters.py build/start build/taught
 	HF_HUB_OFFLINE=1 $(BIN)/mixlora train training/recipes/default.yaml --output build/train
-	HF_HUB_OFFLINE=1 $(BIN)/python scripts/export_default.py build/train/23-vision_verify mixlora/default --mean build/train/22-vision_answers
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/export_default.py build/train/27-vision_read mixlora/default
 
 test: $(STAMP)
 	@echo "==> running the tests, offline, in $(WORKERS) processes"

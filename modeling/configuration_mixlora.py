@@ -265,13 +265,13 @@ class MixLoraConfig(PreTrainedConfig):
             patches of `patch_size` pixels, the others half as fine as the one before; a token joins `cells` squared
             places of the last. `{}` takes the defaults, by default there is none. The tower sees square pictures.
         vision_letters: `{"alphabet", "longest", "lines", "tokens", "widths", "layers", "patch_size"}` of a small
-            network that reads what is written in a picture, letter by letter and line by line, from the pixels; it learns
-            by CTC. What it reads follows the picture's other tokens, as `tokens` embeddings of the decoder. Stages of
-            `widths` have `layers` blocks; a column is `patch_size` pixels wide. The words of `speech_letters`, where
-            there are any, are those it knows. `{}` takes the defaults, by default there is none.
-        vision_names: `{"count", "longest", "hidden_size"}` of a classifier on the tower's features, with room for `count`
-            names of `longest` tokens: see [`VisionNames.learn_names`]. The name of a picture follows its tokens, as the
-            decoder's embeddings. `{}` takes the defaults, by default there is none.
+            network that reads what is written in a picture, letter by letter and line by line, from the pixels. It
+            learns by CTC. What it reads follows the picture's other tokens, as `tokens` embeddings of the decoder.
+            Stages of `widths` have `layers` blocks; a column is `patch_size` pixels wide. It knows the words of
+            `speech_letters`, where there are any. `{}` takes the defaults, by default there is none.
+        vision_names: `{"count", "longest", "hidden_size"}` of a classifier on the tower's features, with room for
+            `count` names of `longest` tokens: see [`VisionNames.learn_names`]. A picture's name follows its tokens, as
+            the decoder's embeddings. `{}` takes the defaults, by default there is none.
         projector_hidden_size: width of the projectors' hidden layer; the decoder's width by default.
         projector_norm: whether the projectors begin with a LayerNorm.
         base_model: `{"name_or_path", "revision", "sha256"}` of the decoder, where the checkpoint does not hold it.

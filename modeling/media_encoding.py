@@ -135,7 +135,7 @@ class MediaEncoding:
         return MediaOutput(pooler_output=tokens)
 
     def told(self, pixel_values: torch.Tensor | None, features: list[torch.Tensor]) -> torch.Tensor:
-        """Ids of what `vision_names` and `vision_letters` make of each picture, `[pictures, tokens]`, in this order."""
+        """Ids of what `vision_names` and `vision_letters` make of each picture in turn, `[pictures, tokens]`."""
         nothing = self.config.text_config.pad_token_id or 0
         told = [torch.zeros(len(features), 0, dtype=torch.long, device=self.device)]
         if self.config.vision_names is not None:

@@ -23,7 +23,7 @@ class SpelledTokens(nn.Module):
     """
 
     spelling: torch.Tensor
-    noted = ("spelling",)
+    noted: tuple[str, ...] = ("spelling",)
     """Names of the buffers that [`read_spelling`] fills."""
 
     def __init__(self, vocab_size: int, alphabet: str, longest: int):
@@ -79,9 +79,11 @@ def folded(text: str, alphabet: str) -> str:
     Nobody hears a dash: where signs alone stand behind a space, the next word's own space is the one that is heard.
     """
     plain = unicodedata.normalize("NFKD", text.lower()).replace("\u2019", "'")
-    letters = "".join(letter for letter in (
-        " " if each.isspace() and each not in alphabet else each for each in plain
-    ) if letter in alphabet)
+    letters = "".join(
+        letter
+        for letter in (" " if each.isspace() and each not in alphabet else each for each in plain)
+        if letter in alphabet
+    )
     return "" if letters.isspace() and not text.isspace() else letters
 
 

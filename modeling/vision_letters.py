@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .spelling import BLANK, SpelledTokens
+from .spelling import SpelledTokens
 from .word_search import Words, likely_texts
 
 BEAMS = 8
@@ -32,8 +32,8 @@ class VisionLetters(SpelledTokens):
     """Reads lines of text, the topmost first, each as a row of columns that are as fine as a patch.
 
     The stages of a small convolutional network halve the height alone. For each line and column a softmax over the
-    height then tells where the line runs, so that lines may lie aslant, and CTC reads what is gathered there (CRNN: Shi
-    et al., arXiv 1507.05717, with attention in place of cropped lines).
+    height then tells where the line runs, so that lines may lie aslant, and CTC reads what is gathered there (CRNN:
+    Shi et al., arXiv 1507.05717, with attention in place of cropped lines).
 
     Args:
         vocab_size: of the decoder.

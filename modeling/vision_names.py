@@ -14,8 +14,8 @@ UNNAMED = 0
 class VisionNames(nn.Module):
     """Classifies a picture by the features of its tower, and gives the name as the decoder's own tokens.
 
-    Tags beside a picture's tokens, as in Tag2Text (Huang et al., arXiv 2303.05657). A softmax over places tells where to
-    look.
+    Tags beside a picture's tokens, as in Tag2Text (Huang et al., arXiv 2303.05657). A softmax over places tells where
+    to look.
 
     Args:
         feature_size: of the vision tower.
@@ -38,7 +38,7 @@ class VisionNames(nn.Module):
         return int((self.names[:, 0] != END).sum())
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Tower features `[pictures, places, feature_size]` -> logits of no name and of each, `[pictures, 1 + known]`."""
+        """Features `[pictures, places, feature_size]` -> logits `[pictures, 1 + known]` of none and all names."""
         features = self.norm(features.to(self.norm.weight.dtype))
         where = self.places(features).softmax(dim=1)
         seen = nn.functional.gelu(self.down((where * features).sum(1)))

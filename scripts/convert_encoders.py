@@ -169,7 +169,7 @@ def load_efficientnet(num_classes: int) -> nn.Module:
 def round_late_weights(trunk: nn.Module) -> None:
     """Rounds late pointwise convolutions, in place, to what float8 (e4m3) holds, so that they take half as much room.
 
-    Each channel is scaled by a power of two, which the batch norm behind takes back, so that none is rounded to nothing.
+    Each channel is scaled by a power of two, which the batch norm behind takes back: none is rounded to nothing.
     """
     import torch
     from torch import nn

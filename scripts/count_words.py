@@ -1,6 +1,6 @@
-"""Count the words of the training texts: those that `speech_letters` knows.
+"""Count the words of the training texts: those that are known when a clip is heard or a picture is read.
 
-Run: python scripts/count_words.py     (after prepare_text.py, prepare_speech.py and prepare_game.py)
+Run: python scripts/count_words.py     (after prepare_text.py, prepare_speech.py, prepare_game.py and prepare_words.py)
 Writes build/data/words.json, word -> count.
 """
 
@@ -13,17 +13,21 @@ from typing import Any
 
 from common import DATA, read_jsonl, run_main, say
 
-SOURCES = {"text": 1, "synthetic": 1, "transcribe": 5, "game": 5}
-"""File -> how often each of its words counts: what people said more often than what they wrote."""
+SOURCES = {"text": 1, "synthetic": 1, "words": 2, "transcribe": 5, "game": 5}
+"""File -> how often each of its words counts: what people said more often than what they wrote, and words in pictures,
+which are shown once, so often that they are kept."""
 LEAST = 2
 """A word that counts less is left out."""
 
 
 def texts_of(row: dict[str, Any]) -> list[str]:
-    """What stands in a row, of all turns."""
+    """What stands in a row, of all turns; of one about a picture the answers: its questions are always the same."""
     if "messages" not in row:
         return [row["text"]]
-    contents = [turn["content"] for turn in row["messages"]]
+    turns = row["messages"]
+    if any(part["type"] == "image" for turn in turns if isinstance(turn["content"], list) for part in turn["content"]):
+        turns = [turn for turn in turns if turn["role"] == "assistant"]
+    contents = [turn["content"] for turn in turns]
     parts = [
         [content] if isinstance(content, str) else [part.get("text", "") for part in content] for content in contents
     ]

@@ -1,8 +1,8 @@
 """Writes a trained stage as the checkpoint that ships inside the package: half precision on disk, fp32 in memory.
 
-Matrices whose values float8 (e4m3) holds to the last bit are kept as such; `from_pretrained` reads them like any other.
+Matrices whose values float8 (e4m3) holds to the last bit are kept so; `from_pretrained` reads them like any other.
 
-python scripts/export_default.py build/train/23-vision_verify mixlora/default --mean build/train/22-vision_answers
+python scripts/export_default.py build/train/27-vision_read mixlora/default
 """
 
 import argparse

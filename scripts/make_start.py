@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-WORD_BYTES = 122_880
-"""Room for the words that are known when a clip is heard."""
+WORD_BYTES = 163_840
+"""Room for the words that are known when a clip is heard or a picture is read."""
 
 
 def main() -> None:
@@ -29,11 +29,13 @@ def main() -> None:
 
     from mixlora import MixLoraForConditionalGeneration, MixLoraProcessor
     from mixlora.modeling.audio_processing_mixlora import MixLoraAudioProcessor
-    from mixlora.modeling.configuration_mixlora import MixLoraTextConfig
+    from mixlora.modeling.configuration_mixlora import VISION_NAMES, MixLoraTextConfig
     from mixlora.modeling.image_processing_mixlora import MixLoraImageProcessor
 
     torch.manual_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    every = [tokenizer(name, add_special_tokens=False)["input_ids"] for name in json.loads(args.names.read_text())]
+    names = [name for name in every if len(name) <= VISION_NAMES["longest"]]
     text = MixLoraTextConfig(
         vocab_size=len(tokenizer), hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=8,
         num_key_value_heads=4, max_position_embeddings=1024, pad_token_id=tokenizer.pad_token_id,
@@ -58,11 +60,10 @@ def main() -> None:
         speech_ctc_weight=0.6,
         vision_detail={},
         vision_letters={},
-        vision_names={},
+        vision_names={"count": len(names)},
     )
     model.model.speech_letters.learn_words(json.loads(args.words.read_text()))
-    names = json.loads(args.names.read_text())
-    model.model.vision_names.learn_names([tokenizer(name, add_special_tokens=False)["input_ids"] for name in names])
+    model.model.vision_names.learn_names(names)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     processor = MixLoraProcessor(

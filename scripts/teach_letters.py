@@ -21,8 +21,9 @@ from prepare_words import Face, balanced, family_split
 
 if TYPE_CHECKING:
     import torch
-    from mixlora.modeling.vision_letters import VisionLetters
     from PIL import ImageFont
+
+    from mixlora.modeling.vision_letters import VisionLetters
 
 STRIP = (64, 128)
 """Height and width of a strip, in pixels."""
@@ -46,7 +47,7 @@ def font_of(face: Face, size: int, fonts: dict[tuple[Path, int], ImageFont.FreeT
 def draw_strip(
     face: Face, font: ImageFont.FreeTypeFont, alphabet: str, cell: tuple[int, int], rng: random.Random
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A strip `[3, height, width]` from 0 to 1 with a row of letters, and the letter of each cell `[rows, columns]`."""
+    """A strip `[3, height, width]`, from 0 to 1, with letters in a row, and those of each cell, `[rows, columns]`."""
     import torch
     from PIL import Image, ImageDraw
 
@@ -106,7 +107,9 @@ def teach(reader: VisionLetters, steps: int, mean: torch.Tensor, spread: torch.T
         wanted = torch.stack(labels)
         with torch.autocast("cpu", torch.bfloat16):
             scores = reader.at_each_place((torch.stack(strips) - mean) / spread)
-        loss = torch.nn.functional.cross_entropy(scores.float().flatten(0, 2), wanted.flatten(), ignore_index=ASKED_NOWHERE)
+        loss = torch.nn.functional.cross_entropy(
+            scores.float().flatten(0, 2), wanted.flatten(), ignore_index=ASKED_NOWHERE
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
@@ -116,7 +119,9 @@ def teach(reader: VisionLetters, steps: int, mean: torch.Tensor, spread: torch.T
         right += int((scores.argmax(-1) == wanted)[letters].sum())
         asked += int(letters.sum())
         if step % REPORT == 0:
-            say(f"step {step:,} of {steps:,}: loss {loss.item():.3f}, {100 * right / asked:.1f} % of the letters are right")
+            say(
+                f"step {step:,} of {steps:,}: loss {loss.item():.3f}, {100 * right / asked:.1f} % of the letters right"
+            )
             right = asked = 0
 
 
@@ -125,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint")
     parser.add_argument("output")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2500)
     args = parser.parse_args()
 
     import torch

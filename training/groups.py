@@ -12,7 +12,8 @@ from mixlora.training.stages import Stage
 CLIPS = "speech_projector.speech"
 NAMES = "vision_names"
 """Learns by itself, from answers that are names; no other group may learn beside it."""
-LETTERS = ("speech_letters", "vision_letters")
+READER = "vision_letters"
+LETTERS = ("speech_letters", READER)
 """Groups that learn by CTC alone, and know how tokens are spelled."""
 
 

@@ -17,9 +17,9 @@ from mixlora.training.data.rows import Row, RowError, parsed
 from mixlora.training.data.settings import Source
 from mixlora.training.data.stream import Stream
 from mixlora.training.data.tables import raw_rows
+from mixlora.training.groups import NAMES, READER
 from mixlora.training.stages import Stage
 
-READER, NAMES = "vision_letters", "vision_names"
 Collate = Callable[[list[Example]], Any]
 
 

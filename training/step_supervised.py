@@ -11,6 +11,7 @@ from mixlora.modeling.projectors import CTC_SHARPNESS
 from mixlora.modeling.ranks import in_process_group, sum_over_ranks
 from mixlora.modeling.routed_function import apply_linear
 from mixlora.training.expert_adapters import Balance
+from mixlora.training.groups import NAMES, READER
 from mixlora.training.objectives import (
     ctc_loss,
     ctc_targets,
@@ -48,7 +49,7 @@ class SupervisedStep:
 
     def __call__(self, model: Any, inputs: Inputs, num_items: NumItems) -> Outcome:
         """Logits are made only where a token is labelled."""
-        if "vision_names" in self.train:
+        if NAMES in self.train:
             named: Outcome = model(within=lambda inner: (self._names(inner, inputs), {}))
             return named
         if self.ctc_weight:
@@ -103,7 +104,7 @@ class SupervisedStep:
     def _ctc(self, model: MixLoraForConditionalGeneration, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
         said = sum(len(target) for target in ctc_targets(labels, self.end))
         num_items = sum_over_ranks(torch.tensor(said, device=model.device)).clamp(min=1) * self.accumulation
-        if "vision_letters" in self.train:
+        if READER in self.train:
             reader, pixels = model.model.vision_letters, inputs.get("pixel_values", labels[:0])
             read = reader(pixels) if len(pixels) else pixels
             return line_ctc_loss(read, labels, reader.lines_of, end=self.end, num_items=num_items)

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from mixlora.modeling.configuration_mixlora import MODALITIES
 from mixlora.training.data.collate import Example
+from mixlora.training.groups import NAMES, READER
 from mixlora.training.stages import Stage
 
 
@@ -42,9 +43,8 @@ class StillGroups(TrainerCallback):
         if adapter is not None and groups:
             groups.add(f"adapter.{adapter}")
         if seen:
-            groups |= {"vision_letters"} if self.stage.ctc_weight else set()
-            groups |= {"vision_names"}
-            groups |= {"vision_tower", "vision_projector", "vision_detail"}
+            groups |= {READER} if self.stage.ctc_weight else set()
+            groups |= {"vision_tower", "vision_projector", "vision_detail", NAMES}
         if heard:
             groups |= {"speech_letters"} if self.stage.ctc_weight else set()
             groups |= {"speech_tower", "speech_context", f"speech_projector.{'vision_' if seen else ''}speech"}

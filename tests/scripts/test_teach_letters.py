@@ -5,11 +5,11 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+import teach_letters
 import torch
 from prepare_words import Face
 from teach_letters import ASKED_NOWHERE, STRIP, draw_strip, font_of, teach
 
-import teach_letters
 from mixlora.modeling.configuration_mixlora import VISION_LETTERS
 from mixlora.modeling.vision_letters import VisionLetters
 

@@ -204,7 +204,9 @@ def test_names_are_learnt_from_answers_that_are_names(tmp_path: Path, rows: Path
     assert losses[-1] < 0.2 * losses[0]
     trained = MixLoraForConditionalGeneration.from_pretrained(tmp_path / "out/01-only")
     processor = MixLoraProcessor.from_pretrained(tmp_path / "out/01-only")
-    pixels = processor.image_processor([Image.open(rows.with_name(f"{i}.png")) for i in range(12)], return_tensors="pt")
+    pixels = processor.image_processor(
+        [Image.open(rows.with_name(f"{i}.png")) for i in range(12)], return_tensors="pt"
+    )
     named = trained.model.told(pixels["pixel_values"], trained.model.encode_vision(pixels["pixel_values"])).tolist()
     nothing = trained.config.text_config.pad_token_id
     assert named == [[nothing] * 4, [nothing] * (4 - len(yes)) + yes] * 6
