@@ -43,8 +43,8 @@ def mixed_rows() -> list[dict[str, Any]]:
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Whether logits agree as rows in a batch must."""
-    return bool((found - wanted).abs().max() < 2e-4 * wanted.std())
+    """Whether logits agree as rows in a batch must, to what processors of several makes round."""
+    return bool((found - wanted).abs().max() < 1e-3 * wanted.std())
 
 
 @torch.no_grad()

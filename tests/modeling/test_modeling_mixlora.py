@@ -108,8 +108,9 @@ def test_text_row_equals_the_decoder_bit_for_bit():
     ids=["projected", "ctc", "context", "letters"],
 )
 def test_rows_in_a_batch_equal_rows_alone(training, side, attention, speech):
-    """With convolutions in double precision: loud ones amplify the rounding of single precision past the bound."""
-    dtype, bound = (torch.double, 1e-10) if "speech_context" in speech else (torch.float, 2e-4)
+    """With convolutions in double precision: loud ones amplify the rounding of single precision past the bound, which
+    is wide enough for what processors of several makes round differently."""
+    dtype, bound = (torch.double, 1e-10) if "speech_context" in speech else (torch.float, 1e-3)
     model = tiny_model(**speech).to(dtype).train(training)
     model.set_attn_implementation(attention)
     rows = [row_inputs(kind) for kind in ROWS]
