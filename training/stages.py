@@ -60,7 +60,7 @@ class Stage:
     routing: dict[str, str] = field(default_factory=dict)
     """Modality -> adapter that its rows take in this stage, such as `{text: speech}`, in place of the config's."""
     ctc_weight: float = 0.0
-    """Share of the loss that is CTC, of clips or of `vision_letters` (Watanabe et al. 2017, II-C); 1 runs no decoder."""
+    """Share of the loss that is CTC, of clips or `vision_letters` (Watanabe et al. 2017, II-C); 1 runs no decoder."""
     mask_time: float = 0.0
     """Share of each clip's frames that is set to zero in short spans, drawn anew each time (SpecAugment)."""
     mask_bands: float = 0.0
