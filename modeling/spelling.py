@@ -1,5 +1,4 @@
-"""How the tokens of a decoder are spelled, for CTC over letters, of which a few hours hold many examples, and of each
-token few."""
+"""How the tokens of a decoder are spelled, for CTC over letters in what is heard and what is read."""
 
 import unicodedata
 from collections.abc import Iterator, Sequence

@@ -44,6 +44,19 @@ def font_of(face: Face, size: int, fonts: dict[tuple[Path, int], ImageFont.FreeT
     return fonts[face.path, size]
 
 
+def mark_letter(labels: torch.Tensor, cell: tuple[int, int], box: tuple[float, ...], letter: int) -> None:
+    """Notes a letter, in place, in the cells in the middle of its box; in those around it nothing is asked."""
+    middle, half = (box[0] + box[2]) / 2, max(box[2] - box[0], 4) / 2
+    centre, reach = (box[1] + box[3]) / 2, max(box[3] - box[1], 4) / 2
+    for row in range(labels.shape[0]):
+        for column in range(labels.shape[1]):
+            x, y = abs((column + 0.5) * cell[1] - middle), abs((row + 0.5) * cell[0] - centre)
+            if x <= max(half * CORE, cell[1] / 2) and y <= max(reach * CORE, cell[0] / 2):
+                labels[row, column] = letter
+            elif x <= half and y <= reach + cell[0] / 2 and labels[row, column] == 0:
+                labels[row, column] = ASKED_NOWHERE
+
+
 def draw_strip(
     face: Face, font: ImageFont.FreeTypeFont, alphabet: str, cell: tuple[int, int], rng: random.Random
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,15 +75,7 @@ def draw_strip(
         box = pen.textbbox((left, base), shown, font)
         pen.text((left, base), shown, 255, font)
         if letter != " " and box[2] > box[0]:
-            middle, half = (box[0] + box[2]) / 2, max(box[2] - box[0], 4) / 2
-            centre, reach = (box[1] + box[3]) / 2, max(box[3] - box[1], 4) / 2
-            for column in range(labels.shape[1]):
-                for row in range(labels.shape[0]):
-                    x, y = (column + 0.5) * cell[1] - middle, (row + 0.5) * cell[0] - centre
-                    if abs(x) <= max(half * CORE, cell[1] / 2) and abs(y) <= max(reach * CORE, cell[0] / 2):
-                        labels[row, column] = 1 + alphabet.index(letter)
-                    elif abs(x) <= half and abs(y) <= reach + cell[0] / 2 and labels[row, column] == 0:
-                        labels[row, column] = ASKED_NOWHERE
+            mark_letter(labels, cell, box, 1 + alphabet.index(letter))
         left += font.getlength(shown) * rng.uniform(0.98, 1.1)
         if rng.random() < 0.04:
             break
