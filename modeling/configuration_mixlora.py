@@ -272,6 +272,8 @@ class MixLoraConfig(PreTrainedConfig):
         vision_names: `{"count", "longest", "hidden_size"}` of a classifier on the tower's features, with room for
             `count` names of `longest` tokens: see [`VisionNames.learn_names`]. A picture's name follows its tokens, as
             the decoder's embeddings. `{}` takes the defaults, by default there is none.
+        vision_told_weight: probability that an answer about a picture is its name, and as much that it is what is
+            written there, from 0 to below 0.5, before `generate` chooses the first token: see [`ToldGuide`].
         projector_hidden_size: width of the projectors' hidden layer; the decoder's width by default.
         projector_norm: whether the projectors begin with a LayerNorm.
         base_model: `{"name_or_path", "revision", "sha256"}` of the decoder, where the checkpoint does not hold it.
@@ -309,6 +311,7 @@ class MixLoraConfig(PreTrainedConfig):
     vision_detail: dict[str, Any] | None = None
     vision_letters: dict[str, Any] | None = None
     vision_names: dict[str, Any] | None = None
+    vision_told_weight: int | float = 0.0
     projector_hidden_size: int | None = None
     projector_norm: bool = True
     tie_word_embeddings: bool = True
@@ -359,6 +362,8 @@ class MixLoraConfig(PreTrainedConfig):
                 f"speech_ctc_weight ({self.speech_ctc_weight}) goes from 0 to below 1, and above 0 with a "
                 "speech_blank_token_id"
             )
+        if not 0 <= self.vision_told_weight < 0.5:
+            raise ValueError(f"vision_told_weight ({self.vision_told_weight}) goes from 0 to below 0.5")
         stride = (self.speech_context or SPEECH_CONTEXT)["stride"]
         if self.speech_stack % stride:
             raise ValueError(

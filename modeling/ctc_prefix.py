@@ -1,7 +1,7 @@
 """Answers that the decoder and CTC find likely together (Watanabe et al. 2017, section II-C: joint decoding)."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,19 @@ class Expected:
     chances: torch.Tensor
     end: float
     silent: torch.Tensor | None = None
+
+    @classmethod
+    def of_shares(
+        cls, chances: Mapping[int, float], end: float, total: float, silent: torch.Tensor | None = None
+    ) -> "Expected":
+        """From the probabilities of tokens and of the end, all of which together have `total`."""
+        logs = torch.tensor([chance / total for chance in chances.values()], dtype=torch.double).log()
+        return cls(
+            torch.tensor(list(chances), dtype=torch.long),
+            logs.clamp(min=UNHEARD),
+            math.log(end / total) if end else UNHEARD,
+            silent,
+        )
 
 
 class CtcPrefixScorer:
@@ -130,13 +143,7 @@ class TextScorer:
                 chances[token] = chances.get(token, 0.0) + chance
         end = sum(chance for text, chance in rest if not text.strip())
         between = not said or said.endswith(" ") or any(not text or text.startswith(" ") for text, _ in rest)
-        logs = torch.tensor([chance / total for chance in chances.values()], dtype=torch.double).log()
-        return Expected(
-            torch.tensor(list(chances), dtype=torch.long),
-            logs.clamp(min=UNHEARD),
-            math.log(end / total) if end else UNHEARD,
-            self._spellings.silent if between else None,
-        )
+        return Expected.of_shares(chances, end, total, self._spellings.silent if between else None)
 
 
 def _carried(source: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
@@ -144,6 +151,21 @@ def _carried(source: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
     summed = rate.cumsum(-1)
     carried = (source - summed)[..., :-1].logcumsumexp(-1) + summed[..., 1:]
     return torch.cat([torch.full_like(carried[..., :1], -torch.inf), carried], dim=-1)
+
+
+def mixed(wanted: torch.Tensor, expected: Expected, weight: float, ends: Sequence[int]) -> torch.Tensor:
+    """The decoder's log-probabilities `[vocabulary]` and what is expected, of that `weight`, together; what is silent
+    stays as wanted. `ends` are ids of the tokens that end an answer."""
+    heard = torch.full_like(wanted, UNHEARD)
+    heard[expected.tokens.to(wanted.device)] = expected.chances.to(wanted)
+    heard[ends] = expected.end
+    both = (1 - weight) * wanted + weight * heard
+    if expected.silent is None:
+        return both
+    spoken = torch.ones_like(both, dtype=torch.bool)
+    spoken[expected.silent.to(wanted.device)], spoken[ends] = False, True
+    share = wanted[spoken].logsumexp(-1) - both[spoken].logsumexp(-1)
+    return torch.where(spoken, both + share, wanted)
 
 
 class CtcGuide(LogitsProcessor):
@@ -174,18 +196,5 @@ class CtcGuide(LogitsProcessor):
             scorer = self.scorers[row // copies]
             expected = None if scorer is None else scorer(tuple(said))
             if expected is not None:
-                scores[row] = self._mixed(scores[row].log_softmax(-1), expected)
+                scores[row] = mixed(scores[row].log_softmax(-1), expected, self.weight, self.ends)
         return scores
-
-    def _mixed(self, wanted: torch.Tensor, expected: Expected) -> torch.Tensor:
-        """The decoder's log-probabilities `[vocabulary]` and CTC's together; what is silent stays as wanted."""
-        heard = torch.full_like(wanted, UNHEARD)
-        heard[expected.tokens.to(wanted.device)] = expected.chances.to(wanted)
-        heard[self.ends] = expected.end
-        mixed = (1 - self.weight) * wanted + self.weight * heard
-        if expected.silent is None:
-            return mixed
-        spoken = torch.ones_like(mixed, dtype=torch.bool)
-        spoken[expected.silent.to(wanted.device)], spoken[self.ends] = False, True
-        share = wanted[spoken].logsumexp(-1) - mixed[spoken].logsumexp(-1)
-        return torch.where(spoken, mixed + share, wanted)

@@ -1,7 +1,6 @@
 """Generation with a route: decided once, kept for beams, samples, drafts and every class of cache."""
 
 import copy
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -10,10 +9,10 @@ from transformers.generation import GenerationConfig, GenerationMixin, LogitsPro
 from transformers.masking_utils import create_masks_for_generate
 
 from .cache_name import CACHE, NAMES, given_cache
-from .ctc_prefix import CtcGuide, CtcPrefixScorer, TextScorer
 from .growing_cache import growing
+from .guides import GuidedAnswers
 from .input_checks import check_ids
-from .media_encoding import Heard, MediaOutput
+from .media_encoding import MediaOutput
 from .quantized_cache import keep_rows_apart, settings_within_rows
 from .rope import RotaryEmbedding
 
@@ -49,7 +48,7 @@ class DraftsUpToSwitch:
         return ids[:, : input_ids.shape[1] + room], None if logits is None or room == 0 else logits[:, :room]
 
 
-class RoutedGenerationMixin(GenerationMixin):
+class RoutedGenerationMixin(GuidedAnswers, GenerationMixin):
     """transformers' generation for a model with a router, towers and rotary factors that follow a row's length."""
 
     @torch.no_grad()
@@ -58,7 +57,8 @@ class RoutedGenerationMixin(GenerationMixin):
     ) -> Any:
         """As in transformers. The route is decided once, from the prompt, and media are encoded once.
 
-        `ctc_weight` is for this call what `speech_ctc_weight` of the config is by default.
+        `ctc_weight` and `told_weight` are for this call what `speech_ctc_weight` and `vision_told_weight` of the
+        config are by default.
 
         Raises:
             ValueError: what cannot be done row by row is asked for, such as `guidance_scale`.
@@ -69,7 +69,7 @@ class RoutedGenerationMixin(GenerationMixin):
                 f"guidance_scale is {scale}, but a prompt without what it asks for would have no media and another "
                 "route here: leave guidance_scale out"
             )
-        ctc_weight = kwargs.pop("ctc_weight", self.config.speech_ctc_weight)
+        weights = {name: kwargs.pop(name, None) for name in ("ctc_weight", "told_weight")}
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         if input_ids is None and kwargs.get("inputs_embeds") is None:
             input_ids = self._beginning(generation_config or self.generation_config)
@@ -95,11 +95,10 @@ class RoutedGenerationMixin(GenerationMixin):
             if seen and generation_config is not None and generation_config.is_assistant:
                 media = {}  # each draft is asked for with all media; they are in the cache since the first
             if encoded := self.model.encode_media(input_ids[:, seen:], **media, conversation_ids=input_ids):
-                guide = self.ctc_guide(
-                    input_ids, encoded.get("audio"), ctc_weight, self._ends(kwargs, generation_config)
-                )
-                if guide is not None:
-                    kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), guide])
+                guides = self.guides(input_ids, encoded, self._ends(kwargs, generation_config), **weights)
+                if guides:
+                    given = kwargs.get("logits_processor") or ()
+                    kwargs["logits_processor"] = LogitsProcessorList([*given, *guides])
                 kwargs["mm_encoder_outputs"] = {
                     kind: MediaOutput(pooler_output=output.pooler_output, rows=output.rows)
                     for kind, output in encoded.items()
@@ -109,53 +108,6 @@ class RoutedGenerationMixin(GenerationMixin):
                 # so that the first chunk of a long prompt already takes the long factors
                 kwargs.setdefault("row_lengths", mask.sum(-1))
         return super().generate(input_ids, generation_config, **kwargs)
-
-    def ctc_guide(
-        self, input_ids: torch.Tensor, audio: MediaOutput | None, weight: float, ends: Collection[int]
-    ) -> CtcGuide | None:
-        """Follows what CTC hears in each row whose last turn holds one clip, and no turn a picture.
-
-        Args:
-            input_ids: the whole prompt `[rows, length]`.
-            audio: what `encode_media` gives for its clips, or for the last of them.
-            weight: share of CTC; at 0 there is no guide.
-            ends: ids of the tokens that end an answer.
-        """
-        if not weight or audio is None or not audio.heard:
-            return None
-        assert audio.rows is not None and audio.pooler_output is not None
-        table, blank = self.get_input_embeddings().weight, self.config.speech_blank_token_id
-        asked: list[list[Heard | None]] = [[] for _ in input_ids]  # the clips of each row's last turn
-        places = [(row == self.config.audio_token_id).nonzero().squeeze(1).tolist() for row in input_ids]
-        for row, clip, read in reversed(list(zip(audio.rows, audio.heard, audio.pooler_output, strict=True))):
-            last = places[row][-1]
-            del places[row][-len(read) :]
-            if self._in_last_turn(input_ids[row], last):
-                asked[row].append(clip)
-
-        def scorer(clip: Heard) -> CtcPrefixScorer | TextScorer:
-            if clip.letters is None:
-                return CtcPrefixScorer(clip.tokens, table.to(clip.tokens.device), blank)
-            letters = self.model.speech_letters
-            return TextScorer(letters.likely_texts(clip.letters), letters.spellings)
-
-        scorers = [scorer(clips[0]) if len(clips) == 1 and clips[0] is not None else None for clips in asked]
-        return CtcGuide(scorers, weight, input_ids.shape[1], ends) if any(scorers) else None
-
-    def asks_by_clip(self, ids: torch.Tensor) -> bool:
-        """Whether the last turn of a row `[length]` holds a clip."""
-        places = (ids == self.config.audio_token_id).nonzero()
-        return len(places) > 0 and self._in_last_turn(ids, int(places[-1]))
-
-    def _in_last_turn(self, ids: torch.Tensor, place: int) -> bool:
-        """Whether no answer came since: behind `place` ends that turn alone, by a token that ends answers too."""
-        return sum(int((ids[place:] == end).sum()) for end in self._ends({}, None)) <= 1
-
-    def _ends(self, kwargs: dict[str, Any], config: GenerationConfig | None) -> list[int]:
-        """Tokens that end an answer: those given to one call, else the model's own."""
-        given = (kwargs.get("eos_token_id"), config and config.eos_token_id, self.generation_config.eos_token_id)
-        ends: int | list[int] = next((one for one in given if one is not None), [])
-        return torch.as_tensor(ends).flatten().tolist()
 
     def prepare_inputs_for_generation(
         self,

@@ -1,6 +1,7 @@
 """Media become embeddings at their placeholders: towers, projectors, and which row owns an item."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +32,19 @@ class Heard:
 
 
 @dataclass
+class Told:
+    """What is said of a picture beside its features, the likeliest first, with log-probabilities.
+
+    Attributes:
+        names: ids of the names that it may have, () of none.
+        texts: what may be written in it, "" where nothing is.
+    """
+
+    names: list[tuple[tuple[int, ...], float]] = field(default_factory=list)
+    texts: list[tuple[str, float]] = field(default_factory=list)
+
+
+@dataclass
 class MediaOutput(ModelOutput):
     """Embeddings of the items of one modality.
 
@@ -38,11 +52,13 @@ class MediaOutput(ModelOutput):
         pooler_output: for each item, in order of appearance, `[tokens, width]`.
         rows: for each item the row that owns it.
         heard: of each clip what CTC is to read; None of those beside a picture.
+        told: what is said of each picture.
     """
 
     pooler_output: list[torch.Tensor] | None = None
     rows: list[int] | None = None
     heard: list[Heard | None] | None = None
+    told: list[Told] | None = None
 
 
 class MediaEncoding:
@@ -128,22 +144,40 @@ class MediaEncoding:
                 raise ValueError(f"this model's {name} needs pixel_values beside the tower's features")
         if self.config.vision_detail is not None:
             tokens = [each + fine for each, fine in zip(tokens, self.vision_detail(pixel_values), strict=True)]
-        said = self.told(pixel_values, features)
+        told = self.told(pixel_values, features)
+        said = self.told_ids(told)
         if said.shape[1]:
             spoken = self.language_model.embed_tokens(said)
             tokens = [torch.cat([each, text.to(each)]) for each, text in zip(tokens, spoken, strict=True)]
-        return MediaOutput(pooler_output=tokens)
+        return MediaOutput(pooler_output=tokens, told=told)
 
-    def told(self, pixel_values: torch.Tensor | None, features: list[torch.Tensor]) -> torch.Tensor:
-        """Ids of what `vision_names` and `vision_letters` make of each picture in turn, `[pictures, tokens]`."""
-        nothing = self.config.text_config.pad_token_id or 0
-        told = [torch.zeros(len(features), 0, dtype=torch.long, device=self.device)]
+    def told(self, pixel_values: torch.Tensor | None, features: list[torch.Tensor]) -> list[Told]:
+        """What `vision_names` and `vision_letters` make of each picture."""
+        told = [Told() for _ in features]
         if self.config.vision_names is not None:
-            told.append(self.vision_names.named(torch.stack(features), nothing))
+            for each, names in zip(told, self.vision_names.likely_names(torch.stack(features)), strict=True):
+                each.names = names
         if self.config.vision_letters is not None:
             words = self.speech_letters.known_words if self.config.speech_letters is not None else Words({})
-            told.append(self.vision_letters.written(pixel_values, words, nothing))
-        return torch.cat(told, dim=1)
+            for each, texts in zip(told, self.vision_letters.likely_texts(pixel_values, words), strict=True):
+                each.texts = texts
+        return told
+
+    def told_ids(self, told: list[Told]) -> torch.Tensor:
+        """Ids of the likeliest name and text of each picture in turn, `[pictures, tokens]`, padding in front of each;
+        of a long text the beginning."""
+        nothing = self.config.text_config.pad_token_id or 0
+
+        def padded(ids: Sequence[int], room: int) -> list[int]:
+            return [nothing] * (room - len(ids)) + list(ids[:room])
+
+        rows: list[list[int]] = [[] for _ in told]
+        for row, each in zip(rows, told, strict=True):
+            if each.names:
+                row += padded(each.names[0][0], self.config.vision_names["longest"])
+            if each.texts:
+                row += padded(self.vision_letters.tokens_of(each.texts[0][0]), self.vision_letters.tokens)
+        return torch.tensor(rows, dtype=torch.long, device=self.device).reshape(len(told), -1)
 
     def get_audio_features(
         self,
@@ -252,7 +286,7 @@ class MediaEncoding:
         sizes = [len(item) for item in image.pooler_output] if image else []
         image_rows = owner_rows(self._placeholders(input_ids, self.config.image_token_id), sizes, "image")
         if image:
-            result["image"] = MediaOutput(pooler_output=image.pooler_output, rows=image_rows)
+            result["image"] = MediaOutput(pooler_output=image.pooler_output, rows=image_rows, told=image.told)
         audio, clips = given.get("audio"), given.get("audio_features")
         audio = self._finished(audio, input_ids, self.config.audio_token_id)
         nothing = idle.tower("speech") if input_features is None else None

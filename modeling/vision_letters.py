@@ -10,7 +10,7 @@ from .spelling import SpelledTokens
 from .word_search import Words, likely_texts
 
 BEAMS = 8
-"""Texts of a line that are followed: what is written is less doubtful than what is said."""
+"""Texts of a line, and of a picture, that are followed: what is written is less doubtful than what is said."""
 BREAK = "\n"
 """The letter of the alphabet that parts lines."""
 
@@ -103,14 +103,16 @@ class VisionLetters(SpelledTokens):
         return lines + [letters[:0]] * (count - len(lines))
 
     @torch.no_grad()
-    def read(self, pixel_values: torch.Tensor, words: Words) -> list[str]:
-        """The likeliest text of each picture, its lines parted by breaks; "" where nothing is written."""
+    def likely_texts(self, pixel_values: torch.Tensor, words: Words) -> list[list[tuple[str, float]]]:
+        """The likeliest texts of each picture with their log-probabilities among themselves, the likeliest first.
+
+        Their lines are parted by breaks; a picture in which nothing is written says "".
+        """
         if not self.known:
-            return [""] * len(pixel_values)
+            return [[("", 0.0)]] * len(pixel_values)
         signs = self.alphabet.replace(BREAK, " ")  # no line is broken once more
         pictures = self(pixel_values).cpu()
-        read = [[likely_texts(line, signs, words, 1, BEAMS)[0][0].strip() for line in lines] for lines in pictures]
-        return [BREAK.join(line for line in lines if line) for lines in read]
+        return [_joined([likely_texts(line, signs, words, BEAMS, BEAMS) for line in lines]) for lines in pictures]
 
     def read_spelling(self, tokenizer: Any) -> None:
         """As for clips; notes also which tokens are written just as they are spelled."""
@@ -141,8 +143,16 @@ class VisionLetters(SpelledTokens):
             _, i = min(known)
             parts[i : i + 2] = [parts[i] + parts[i + 1]]
 
-    def written(self, pixel_values: torch.Tensor, words: Words, nothing: int) -> torch.Tensor:
-        """Ids of what is read, `[pictures, tokens]`, `nothing` in front; of a long text the beginning."""
-        ids = [self.tokens_of(text)[: self.tokens] for text in self.read(pixel_values, words)]
-        rows = [[nothing] * (self.tokens - len(row)) + row for row in ids]
-        return torch.tensor(rows, dtype=torch.long, device=pixel_values.device)
+
+def _joined(lines: list[list[tuple[str, float]]]) -> list[tuple[str, float]]:
+    """The likeliest `BEAMS` texts from those of each line."""
+    texts = [("", 0.0)]
+    for line in lines:
+        both = [
+            (BREAK.join(part for part in (text, more.strip()) if part), score + other)
+            for text, score in texts
+            for more, other in line
+        ]
+        texts = sorted(both, key=lambda each: each[1], reverse=True)[:BEAMS]
+    total = torch.tensor([score for _, score in texts]).logsumexp(0).item()
+    return [(text, score - total) for text, score in texts]

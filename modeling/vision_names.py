@@ -7,6 +7,8 @@ from torch import nn
 
 END = -1
 """Stands behind the ids of a name."""
+LIKELY = 8
+"""Names of a picture that may be said."""
 UNNAMED = 0
 """The class of pictures that have none of the names; those of the list follow."""
 
@@ -72,12 +74,12 @@ class VisionNames(nn.Module):
         return torch.tensor(classes, device=self.names.device)
 
     @torch.no_grad()
-    def named(self, features: torch.Tensor, nothing: int) -> torch.Tensor:
-        """Ids of the likeliest name of each picture, `[pictures, longest]`, `nothing` in front, or alone."""
-        result = torch.full((len(features), self.names.shape[1]), nothing, device=features.device)
-        for row, best in zip(result, self(features).argmax(-1).tolist(), strict=True):
-            if best != UNNAMED:
-                ids = self.names[best - 1]
-                ids = ids[ids != END]
-                row[len(row) - len(ids) :] = ids
-        return result
+    def likely_names(self, features: torch.Tensor) -> list[list[tuple[tuple[int, ...], float]]]:
+        """Ids of the likeliest names of each picture with their log-probabilities, the likeliest first; () of none."""
+        chances = self(features).log_softmax(-1).cpu()
+        names = [(), *(tuple(token for token in row if token != END) for row in self.names[: self.known].tolist())]
+        best, places = chances.topk(min(LIKELY, chances.shape[1]))
+        return [
+            [(names[place], chance) for place, chance in zip(*picture, strict=True)]
+            for picture in zip(places.tolist(), best.tolist(), strict=True)
+        ]

@@ -61,6 +61,7 @@ def main() -> None:
         vision_detail={},
         vision_letters={},
         vision_names={"count": len(names)},
+        vision_told_weight=0.4,
     )
     model.model.speech_letters.learn_words(json.loads(args.words.read_text()))
     model.model.vision_names.learn_names(names)

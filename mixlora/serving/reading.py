@@ -36,9 +36,8 @@ class Prepared:
             request.items = [item for item in entry.items if item.stop <= self.past]
         ids = torch.tensor([request.ids])
         media: dict[str, MediaOutput] = {}
-        # a clip that is followed is heard anew, also where its tokens lie in the kept cache
-        follows = model.config.speech_ctc_weight and model.asks_by_clip(request.prompt.ids[0])
-        if follows or len(request.items) < sum(map(len, request.prompt.digests.values())):
+        # what is heard and told of media that are asked about is found anew, also where their tokens lie in the cache
+        if model.follows(request.prompt.ids[0]) or len(request.items) < sum(map(len, request.prompt.digests.values())):
             inputs = {
                 name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
                 for name, value in request.prompt.media.items()
@@ -46,11 +45,9 @@ class Prepared:
             media = model.model.encode_media(ids, **inputs)
             request.items = _items(model, ids[0].tolist(), request.prompt.digests, media)
             assert request.chooser is not None
-            guide = model.ctc_guide(
-                request.prompt.ids, media.get("audio"), model.config.speech_ctc_weight, request.chooser.ends
-            )
-            if guide is not None:
-                request.chooser.follow(guide)
+            guides = model.guides(request.prompt.ids, media, request.chooser.ends)
+            if guides:
+                request.chooser.follow(guides)
         if media:
             self.embeds = model.model.embed(ids.to(model.device), media)[:, self.past :]
         else:  # all media lie in the kept cache

@@ -1,5 +1,6 @@
 """How tokens of one row are chosen: its settings, and transformers' own processors made from them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -78,9 +79,9 @@ class Chooser:
         else:
             self._generator.manual_seed(sampling.seed)
 
-    def follow(self, guide: LogitsProcessor) -> None:
-        """Chooses with what a clip is heard to say, as `generate` does by `speech_ctc_weight`."""
-        self.processors = self._make_processors(logits_processor=LogitsProcessorList([guide]))
+    def follow(self, guides: Sequence[LogitsProcessor]) -> None:
+        """Chooses with what is heard in a clip and told of a picture, as `generate` does."""
+        self.processors = self._make_processors(logits_processor=LogitsProcessorList(guides))
 
     @property
     def plain(self) -> bool:

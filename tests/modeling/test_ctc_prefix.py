@@ -178,8 +178,8 @@ def test_which_clips_are_followed() -> None:
 
     def followed(ids: torch.Tensor, inputs: dict) -> list[bool]:
         media = {name: inputs[name] for name in inputs if name not in ("input_ids", "attention_mask")}
-        guide = model.ctc_guide(ids, model.model.encode_media(ids, **media).get("audio"), 0.5, [9])
-        return [False] * len(ids) if guide is None else [scorer is not None for scorer in guide.scorers]
+        guides = model.guides(ids, model.model.encode_media(ids, **media), [9])
+        return [scorer is not None for guide in guides for scorer in guide.scorers] or [False] * len(ids)
 
     inputs = batch_inputs([row_inputs(kind) for kind in ROWS])
     assert dict(zip(ROWS, followed(inputs["input_ids"], inputs), strict=True)) == {

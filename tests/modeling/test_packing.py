@@ -92,7 +92,7 @@ def test_logits_are_those_of_the_padded_batch(monkeypatch, eager_to_pack, side, 
     for i, kind in enumerate(KINDS):
         alone = model(**batch_inputs([row_inputs(kind, i)])).logits[0]
         mine = found[i][batch["attention_mask"][i].bool()]
-        assert (mine - alone).abs().max() < 2e-4 * wanted.std(), kind
+        assert (mine - alone).abs().max() < 1e-3 * wanted.std(), kind
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """What is written in a picture, read from its pixels and given to the decoder as its own tokens."""
 
+import math
+
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -7,6 +9,7 @@ from transformers import AutoTokenizer
 import mixlora
 from mixlora import MixLoraConfig, MixLoraForConditionalGeneration
 from mixlora.modeling.configuration_mixlora import VISION_LETTERS
+from mixlora.modeling.media_encoding import Told
 from mixlora.modeling.vision_letters import VisionLetters
 from mixlora.modeling.word_search import Words
 from tests.modeling.model_fixtures import IMAGE, PAD, batch_inputs, row_inputs, tiny_config, tiny_model
@@ -67,13 +70,33 @@ def test_a_line_is_read_wherever_it_runs() -> None:
         torch.testing.assert_close(reader(pictures)[0, 0], wanted, atol=0.05, rtol=0.05)
 
 
+def read(reader: VisionLetters, words: Words | None = None) -> str:
+    """The likeliest text of one picture."""
+    [texts] = reader.likely_texts(torch.zeros(1, 3, 8, 8), words or Words({}))
+    return texts[0][0]
+
+
 def test_a_text_is_read_line_by_line(reader: VisionLetters, monkeypatch) -> None:
     monkeypatch.setattr(reader, "forward", lambda pixels: saying(reader, "two cats", "run"))
-    assert reader.read(torch.zeros(1, 3, 8, 8), Words({})) == ["two cats\nrun"]
+    assert read(reader) == "two cats\nrun"
     monkeypatch.setattr(reader, "forward", lambda pixels: saying(reader, "", "run"))
-    assert reader.read(torch.zeros(1, 3, 8, 8), Words({})) == ["run"]
+    assert read(reader) == "run"
     monkeypatch.setattr(reader, "forward", lambda pixels: saying(reader))
-    assert reader.read(torch.zeros(1, 3, 8, 8), Words({})) == [""]
+    assert read(reader) == ""
+
+
+def test_likely_texts_join_those_of_each_line(reader: VisionLetters, monkeypatch) -> None:
+    doubtful = saying(reader, "cat", "run")
+    for line, column, pair in ((0, 2, "ao"), (1, 0, "rs")):
+        doubtful[0, line, column, [1 + reader.alphabet.index(letter) for letter in pair]] = torch.tensor(
+            [0.7, 0.3]
+        ).log()
+    monkeypatch.setattr(reader, "forward", lambda pixels: doubtful)
+    [texts] = reader.likely_texts(torch.zeros(1, 3, 8, 8), Words({}))
+    wanted = [("cat\nrun", 0.49), ("cot\nrun", 0.21), ("cat\nsun", 0.21), ("cot\nsun", 0.09)]
+    assert len(texts) == 8 and {text for text, _ in texts[:4]} == {text for text, _ in wanted}
+    for text, chance in wanted:
+        assert dict(texts)[text] == pytest.approx(math.log(chance), abs=1e-3)
 
 
 def test_known_words_decide_between_letters(reader: VisionLetters, monkeypatch) -> None:
@@ -81,8 +104,8 @@ def test_known_words_decide_between_letters(reader: VisionLetters, monkeypatch) 
     letters = [1 + reader.alphabet.index(letter) for letter in "ao"]
     doubtful[0, 0, 2, letters] = torch.tensor([0.45, 0.55]).log()
     monkeypatch.setattr(reader, "forward", lambda pixels: doubtful)
-    assert reader.read(torch.zeros(1, 3, 8, 8), Words({})) == ["cot"]
-    assert reader.read(torch.zeros(1, 3, 8, 8), Words({"cat": 5, "dog": 5})) == ["cat"]
+    assert read(reader) == "cot"
+    assert read(reader, Words({"cat": 5, "dog": 5})) == "cat"
 
 
 def test_lines_of_a_text_are_its_targets(reader: VisionLetters, tokenizer) -> None:
@@ -101,12 +124,13 @@ def test_texts_are_cut_into_tokens_as_the_tokenizer_does(reader: VisionLetters, 
         assert reader.tokens_of(text) == tokenizer(text)["input_ids"]
 
 
-def test_tokens_come_last_and_a_long_text_is_cut(reader: VisionLetters, tokenizer, monkeypatch) -> None:
+def test_tokens_come_last_and_a_long_text_is_cut(tokenizer) -> None:
+    model = tiny_model(vision_letters=SIZES, text={"vocab_size": len(tokenizer)}).model
+    model.vision_letters.read_spelling(tokenizer)
     texts = ["green", "one two three four five", ""]
-    monkeypatch.setattr(reader, "read", lambda pixels, words: texts)
     ids = [tokenizer(text)["input_ids"] for text in texts]
-    written = reader.written(torch.zeros(3, 3, 8, 8), Words({}), nothing=7).tolist()
-    assert written == [[7] * (3 - len(ids[0])) + ids[0], ids[1][:3], [7, 7, 7]]
+    told = model.told_ids([Told(texts=[(text, 0.0)]) for text in texts]).tolist()
+    assert told == [[PAD] * (3 - len(ids[0])) + ids[0], ids[1][:3], [PAD] * 3]
 
 
 @torch.no_grad()
@@ -116,7 +140,7 @@ def test_what_is_read_stands_behind_a_picture_as_embeddings(monkeypatch) -> None
     plain = model.model.get_image_features(row["pixel_values"]).pooler_output[0]
     table = model.get_input_embeddings().weight
     assert plain.shape == (7, 32) and torch.equal(plain[4:], table[[PAD] * 3])  # before it has learnt to read
-    monkeypatch.setattr(model.model.vision_letters, "read", lambda pixels, words: ["ab"])
+    monkeypatch.setattr(model.model.vision_letters, "likely_texts", lambda pixels, words: [[("ab", 0.0)]])
     monkeypatch.setattr(model.model.vision_letters, "tokens_of", lambda text: [11, 12])
     told = model.model.get_image_features(row["pixel_values"]).pooler_output[0]
     assert torch.equal(told[:4], plain[:4]) and torch.equal(told[4:], table[[PAD, 11, 12]])

@@ -17,15 +17,16 @@ def named_part(**changes: int) -> VisionNames:
     return part
 
 
-def test_a_picture_is_given_a_name_or_none() -> None:
+def test_a_picture_is_given_likely_names_or_none() -> None:
     part, features = named_part(), torch.randn(3, 4, 6)
     assert part.known == 3 and part(features).shape == (3, 1 + 3)
     with torch.no_grad():
         part.head.weight.zero_()
-        part.head.bias.copy_(torch.tensor([0.0, 0.0, 2.0, 0.0, 9.0]))  # the last has no name yet
-        assert part.named(features, nothing=7).tolist() == [[7, 12, 13]] * 3
-        part.head.bias[UNNAMED] = 3
-        assert part.named(features, nothing=7).tolist() == [[7, 7, 7]] * 3
+        part.head.bias.copy_(torch.tensor([1.0, 0.0, 2.0, -1.0, 9.0]))  # the last has no name yet
+        chances = torch.tensor([2.0, 1.0, 0.0, -1.0]).log_softmax(-1).tolist()
+        for names in part.likely_names(features):
+            assert [name for name, _ in names] == [(12, 13), (), (11,), (14, 15, 16)]
+            assert [chance for _, chance in names] == pytest.approx(chances)
 
 
 def test_it_looks_where_there_is_something() -> None:
@@ -82,7 +83,8 @@ def test_names_come_before_what_is_written() -> None:
     model.model.vision_names.learn_names(NAMES)
     model.model.vision_names.head.bias[1] = 50
     pixels = row_inputs("image")["pixels"]
-    assert model.model.told(pixels, model.model.encode_vision(pixels)).tolist() == [[PAD, PAD, 11, PAD, PAD]]
+    told = model.model.told(pixels, model.model.encode_vision(pixels))
+    assert model.model.told_ids(told).tolist() == [[PAD, PAD, 11, PAD, PAD]]
 
 
 def test_wrong_settings_are_named() -> None:

@@ -71,6 +71,26 @@ def test_what_ctc_hears_shares_in_an_answer_as_in_generate() -> None:
     assert answers != [alone(model, processor, chat, how) for chat in conversations()]
 
 
+def test_what_is_told_of_a_picture_shares_in_an_answer_as_in_generate() -> None:
+    """Also where its tokens lie in the kept cache."""
+    model, processor = model_and_processor(
+        vision_names={"count": 2, "longest": 3, "hidden_size": 5}, vision_told_weight=0.49
+    )
+    processor.image_seq_length = model.model.picture_tokens
+    model.model.vision_names.learn_names([[11, 12, 13], [14, 15]])
+    model.model.vision_names.head.bias.data[1] = 9
+    chats = [conversations()[1]] * 2 + conversations()
+    with Engine(model, processor, Limits(rows=1, chunk=24, kept_tokens=1000)) as engine:
+        for number, chat in enumerate(chats):
+            request = engine.submit(chat, Sampling(6))
+            request.wait()
+            assert request.tokens == alone(model, processor, chat, Sampling(6))
+            assert bool(request.reused) or number != 1
+    told = alone(model, processor, chats[0], Sampling(6))
+    model.config.vision_told_weight = 0.0
+    assert told != alone(model, processor, chats[0], Sampling(6))
+
+
 def test_a_clip_that_is_asked_about_again_is_heard_again() -> None:
     """Its tokens lie in the kept cache; what CTC hears in it shares in the answer all the same."""
     model, processor = model_and_processor(speech_blank_token_id=0, speech_ctc_weight=0.9)

@@ -207,7 +207,8 @@ def test_names_are_learnt_from_answers_that_are_names(tmp_path: Path, rows: Path
     pixels = processor.image_processor(
         [Image.open(rows.with_name(f"{i}.png")) for i in range(12)], return_tensors="pt"
     )
-    named = trained.model.told(pixels["pixel_values"], trained.model.encode_vision(pixels["pixel_values"])).tolist()
+    told = trained.model.told(pixels["pixel_values"], trained.model.encode_vision(pixels["pixel_values"]))
+    named = trained.model.told_ids(told).tolist()
     nothing = trained.config.text_config.pad_token_id
     assert named == [[nothing] * 4, [nothing] * (4 - len(yes)) + yes] * 6
     with pytest.raises(RecipeError, match="vision_names learns alone"):

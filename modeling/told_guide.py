@@ -1,0 +1,102 @@
+"""Answers that repeat what is told of a picture: its name, or what is written there."""
+
+import math
+from collections.abc import Collection, Sequence
+
+import torch
+from transformers.generation import LogitsProcessor
+
+from .ctc_prefix import REMEMBERED, Expected, Prefix, TextScorer, mixed
+
+SHARE = 0.6
+"""Of what is told, beside the decoder's, in the choice among the names or texts that a picture may have."""
+SUPPORT = 0.02
+"""Where the decoder gives less than this to all tokens that such an answer may begin with, the question hardly asks
+for it, and it counts less in proportion."""
+
+
+class NameScorer:
+    """Tokens that go on with one of the names that a picture may have.
+
+    Args:
+        names: ids of each, with its log-probability.
+    """
+
+    def __init__(self, names: Sequence[tuple[Prefix, float]]):
+        self._names = [(name, math.exp(score)) for name, score in names]
+
+    def __call__(self, prefix: Prefix) -> Expected | None:
+        """None where no name begins so."""
+        rest = [(name[len(prefix) :], chance) for name, chance in self._names if name[: len(prefix)] == prefix]
+        total = sum(chance for _, chance in rest)
+        if not total:
+            return None
+        chances: dict[int, float] = {}
+        for name, chance in rest:
+            if name:
+                chances[name[0]] = chances.get(name[0], 0.0) + chance
+        end = sum(chance for name, chance in rest if not name)
+        return Expected.of_shares(chances, end, total)
+
+
+Teller = tuple[NameScorer | TextScorer, float]
+"""What may be told, and the probability that there is such a thing in the picture."""
+
+
+class ToldGuide(LogitsProcessor):
+    """Takes an answer to be the decoder's own or one that a teller gives, as a mixture of these by Bayes' rule.
+
+    As pointer-generator networks copy from their source (See et al., arXiv 1704.04368), but what is copied is known
+    from the first token on, so that nothing needs to be learnt: a teller whose text the answer does not follow has no
+    weight any more, and the others gain what it loses. An answer that nobody tells stays the decoder's own.
+
+    Args:
+        tellers: of each row of the prompt.
+        weight: probability, before the answer begins, that it is what a teller tells.
+        prompt_length: tokens of the prompt, padding included.
+        ends: ids of the tokens that end an answer.
+    """
+
+    def __init__(self, tellers: Sequence[Sequence[Teller]], weight: float, prompt_length: int, ends: Collection[int]):
+        self.tellers, self.weight, self.prompt_length = tellers, weight, prompt_length
+        self.ends = sorted(ends)
+        self._after: dict[tuple[int, Prefix], torch.Tensor] = {}
+        """Of a row and a beginning, the weights of its tellers behind each next token, `[tellers, vocabulary]`."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """`scores` `[rows, vocabulary]` after `input_ids` `[rows, length]`; each row of the prompt may have beams."""
+        copies = len(input_ids) // len(self.tellers)
+        scores = scores.clone()
+        for row, said in enumerate(input_ids[:, self.prompt_length :].tolist()):
+            if self.tellers[row // copies]:
+                scores[row] = self._mixture(row // copies, tuple(said), scores[row].log_softmax(-1))
+        return scores
+
+    def _mixture(self, row: int, prefix: Prefix, wanted: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of the next token, where the decoder's own are `wanted` `[vocabulary]`."""
+        before = self._after.get((row, prefix[:-1])) if prefix else None
+        if prefix and before is None:
+            return wanted  # another generation's answer goes on
+        own, told, weights = wanted.exp(), [], []
+        for number, (scorer, chance) in enumerate(self.tellers[row]):
+            expected = scorer(prefix)
+            if expected is None:
+                continue
+            if before is None:
+                support = float(own[expected.tokens.to(own.device)].sum())
+                weights.append(self.weight * chance * min(1.0, support / SUPPORT))
+            else:
+                weights.append(float(before[number, prefix[-1]]))
+            told.append((number, weights[-1] * mixed(wanted, expected, SHARE, self.ends).softmax(-1)))
+        both = (1 - sum(weights)) * own + sum(chances for _, chances in told)
+        after = own.new_zeros(len(self.tellers[row]), len(own))
+        for number, chances in told:
+            after[number] = chances / both.clamp(min=torch.finfo(both.dtype).tiny)
+        self._remember(row, prefix, after)
+        return both.log()
+
+    def _remember(self, row: int, prefix: Prefix, after: torch.Tensor) -> None:
+        """Forgets what is too old for a draft that goes back, or a beam, to need it."""
+        self._after[row, prefix] = after
+        for old in [key for key in self._after if key[0] == row and len(key[1]) < len(prefix) - REMEMBERED]:
+            del self._after[old]
