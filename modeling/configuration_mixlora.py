@@ -70,9 +70,14 @@ def full_context(given: dict[str, Any]) -> dict[str, Any]:
     )
     if full["kernel_size"] % 2 == 0:
         raise ValueError(f"speech_context: kernel_size must be odd, got {full['kernel_size']}")
-    if not 0 <= full["dropout"] < 1:
-        raise ValueError(f"speech_context: dropout must be from 0 to below 1, got {full['dropout']!r}")
+    check_dropout("speech_context", full["dropout"])
     return full
+
+
+def check_dropout(field: str, dropout: float) -> None:
+    """Raises ValueError for what is no probability below 1."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"{field}: dropout must be from 0 to below 1, got {dropout!r}")
 
 
 SPEECH_LETTERS: dict[str, Any] = {"alphabet": " 'abcdefghijklmnopqrstuvwxyz0123456789", "longest": 16, "words": 0}
@@ -133,8 +138,15 @@ def full_reading(given: dict[str, Any]) -> dict[str, Any]:
     return full
 
 
-VISION_NAMES: dict[str, Any] = {"count": 2000, "longest": 8, "hidden_size": 192}
+VISION_NAMES: dict[str, Any] = {"count": 2000, "longest": 8, "hidden_size": 192, "dropout": 0.0}
 """Entries of `config.vision_names`, and what they are by default."""
+
+
+def full_naming(given: dict[str, Any]) -> dict[str, Any]:
+    """`config.vision_names` with its defaults; ValueError for a wrong entry."""
+    full = with_defaults("vision_names", given, VISION_NAMES, ("count", "longest", "hidden_size"))
+    check_dropout("vision_names", full["dropout"])
+    return full
 
 
 @strict
@@ -269,9 +281,9 @@ class MixLoraConfig(PreTrainedConfig):
             learns by CTC. What it reads follows the picture's other tokens, as `tokens` embeddings of the decoder.
             Stages of `widths` have `layers` blocks; a column is `patch_size` pixels wide. It knows the words of
             `speech_letters`, where there are any. `{}` takes the defaults, by default there is none.
-        vision_names: `{"count", "longest", "hidden_size"}` of a classifier on the tower's features, with room for
-            `count` names of `longest` tokens: see [`VisionNames.learn_names`]. A picture's name follows its tokens, as
-            the decoder's embeddings. `{}` takes the defaults, by default there is none.
+        vision_names: `{"count", "longest", "hidden_size", "dropout"}` of a classifier on the tower's features, with
+            room for `count` names of `longest` tokens: see [`VisionNames.learn_names`]. A picture's name follows its
+            tokens, as the decoder's embeddings. `{}` takes the defaults, by default there is none.
         vision_told_weight: probability that an answer about a picture is its name, and as much that it is what is
             written there, from 0 to below 0.5, before `generate` chooses the first token: see [`ToldGuide`].
         projector_hidden_size: width of the projectors' hidden layer; the decoder's width by default.
@@ -342,7 +354,7 @@ class MixLoraConfig(PreTrainedConfig):
         if self.vision_letters is not None:
             self.vision_letters = full_reading(self.vision_letters)
         if self.vision_names is not None:
-            self.vision_names = with_defaults("vision_names", self.vision_names, VISION_NAMES, tuple(VISION_NAMES))
+            self.vision_names = full_naming(self.vision_names)
         for_long_rows = {name: kwargs.pop(name) for name in FOR_LONG_ROWS if name in kwargs}
         super().__post_init__(**kwargs)
         self.set_long_context(**for_long_rows)

@@ -103,8 +103,8 @@ class GuidedAnswers:
             (self.config.speech_ctc_weight, self.config.audio_token_id),
             (self.config.vision_told_weight, self.config.image_token_id),
         ):
-            places = (ids == token_id).nonzero() if weight else []
-            if len(places) and self._in_last_turn(ids, int(places[-1])):
+            places: list[int] = (ids == token_id).nonzero().squeeze(1).tolist() if weight else []
+            if places and self._in_last_turn(ids, places[-1]):
                 return True
         return False
 

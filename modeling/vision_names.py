@@ -21,16 +21,17 @@ class VisionNames(nn.Module):
 
     Args:
         feature_size: of the vision tower.
-        count, longest, hidden_size: see `config.vision_names`.
+        count, longest, hidden_size, dropout: see `config.vision_names`.
     """
 
     names: torch.Tensor
 
-    def __init__(self, feature_size: int, *, count: int, longest: int, hidden_size: int):
+    def __init__(self, feature_size: int, *, count: int, longest: int, hidden_size: int, dropout: float):
         super().__init__()
         self.norm = nn.LayerNorm(feature_size)
         self.places = nn.Linear(feature_size, 1)
         self.down = nn.Linear(feature_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(hidden_size, 1 + count)
         self.register_buffer("names", torch.full((count, longest), END, dtype=torch.int32))
 
@@ -44,7 +45,7 @@ class VisionNames(nn.Module):
         features = self.norm(features.to(self.norm.weight.dtype))
         where = self.places(features).softmax(dim=1)
         seen = nn.functional.gelu(self.down((where * features).sum(1)))
-        logits: torch.Tensor = self.head(seen)[:, : 1 + self.known]
+        logits: torch.Tensor = self.head(self.dropout(seen))[:, : 1 + self.known]
         return logits.float()
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """The likeliest texts of a clip, by the letters that CTC hears and by the words that are known."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -24,18 +25,21 @@ class Words:
     def __init__(self, counts: Mapping[str, int]):
         total = sum(counts.values())
         self._scores = {word: WORD_BONUS + WORD_WEIGHT * math.log(count / total) for word, count in counts.items()}
-        self._beginnings = {word[:size] for word in counts for size in range(1, len(word) + 1)}
+        self._sorted = sorted(counts)
         self._unknown = UNKNOWN + min(self._scores.values(), default=0.0)
 
     def score(self, word: str) -> float:
-        """What a whole word adds to a text's log-probability; no list holds all numbers."""
-        if not self._scores or not word or any(letter.isdigit() for letter in word):
+        """What a whole word adds to a text's log-probability; no list holds all numbers, and a word with a digit in it
+        is an unknown one."""
+        if not self._scores or not word or word.isdigit():
             return 0.0
         return self._scores.get(word, self._unknown)
 
     def outlook(self, word: str) -> float:
         """The same of a word that may go on: nothing, but for the beginning of an unknown one."""
-        return 0.0 if word in self._beginnings else min(self.score(word), 0.0)
+        place = bisect_left(self._sorted, word)
+        begins = place < len(self._sorted) and self._sorted[place].startswith(word)
+        return 0.0 if begins else min(self.score(word), 0.0)
 
 
 class _Beam(NamedTuple):

@@ -1,4 +1,4 @@
-"""Count the words of the training texts: those that are known when a clip is heard or a picture is read.
+"""Count the words of the training texts, beside a dictionary's: those that are known in what is heard and read.
 
 Run: python scripts/count_words.py     (after prepare_text.py, prepare_speech.py, prepare_game.py and prepare_words.py)
 Writes build/data/words.json, word -> count.
@@ -11,13 +11,15 @@ import re
 from collections import Counter
 from typing import Any
 
-from common import DATA, read_jsonl, run_main, say
+from common import DATA, package, read_jsonl, run_main, say
 
 SOURCES = {"text": 1, "synthetic": 1, "words": 2, "transcribe": 5, "game": 5}
 """File -> how often each of its words counts: what people said more often than what they wrote, and words in pictures,
 which are shown once, so often that they are kept."""
 LEAST = 2
-"""A word that counts less is left out."""
+"""A word that counts less is left out, unless the dictionary has it."""
+DICTIONARY = re.compile("[a-z]{3,12}")
+"""The words of WordNet that are taken, as counting once."""
 
 
 def texts_of(row: dict[str, Any]) -> list[str]:
@@ -39,6 +41,17 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"[a-z]+(?:'[a-z]+)*", text.lower().replace("\u2019", "'"))
 
 
+def dictionary() -> set[str]:
+    """WordNet's single words, of whose synsets each has several."""
+    folder = package("wordnet-base") / "usr/share/wordnet"
+    lines = [
+        line
+        for part in ("noun", "verb", "adj", "adv")
+        for line in (folder / f"index.{part}").read_text(encoding="latin-1").splitlines()
+    ]
+    return {word for word in (line.split(" ", 1)[0] for line in lines) if DICTIONARY.fullmatch(word)}
+
+
 def main() -> None:
     """Write the counts."""
     counts: Counter[str] = Counter()
@@ -46,7 +59,8 @@ def main() -> None:
         for row in read_jsonl(DATA / f"{name}.jsonl"):
             for word in (word for text in texts_of(row) for word in words_of(text)):
                 counts[word] += times
-    kept = {word: count for word, count in sorted(counts.items()) if count >= LEAST}
+    counted = {word: count for word, count in counts.items() if count >= LEAST}
+    kept = dict(sorted((dict.fromkeys(dictionary(), 1) | counted).items()))
     (DATA / "words.json").write_text(json.dumps(kept))
     say(f"build/data/words.json: {len(kept)} words")
 

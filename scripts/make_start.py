@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-WORD_BYTES = 163_840
+WORD_BYTES = 294_912
 """Room for the words that are known when a clip is heard or a picture is read."""
 
 
@@ -60,7 +60,7 @@ def main() -> None:
         speech_ctc_weight=0.6,
         vision_detail={},
         vision_letters={},
-        vision_names={"count": len(names)},
+        vision_names={"count": len(names), "dropout": 0.3},
         vision_told_weight=0.4,
     )
     model.model.speech_letters.learn_words(json.loads(args.words.read_text()))

@@ -22,6 +22,9 @@ from mixlora.training.objectives import (
 )
 from mixlora.training.step_base import Inputs, NumItems, Outcome
 
+SMOOTHING = 0.1
+"""Share of a name's target that all names have (label smoothing: Szegedy et al., arXiv 1512.00567, section 7)."""
+
 
 class SupervisedStep:
     """Cross entropy of the labelled tokens, or in part CTC of the clips, or of pictures whose letters are learnt.
@@ -99,7 +102,7 @@ class SupervisedStep:
         rows = sum_over_ranks(torch.tensor(len(labels), device=model.device)) * self.accumulation
         logits = classifier(torch.stack([each.to(model.device) for each in features]))
         classes = classifier.classes_of(ctc_targets(labels, self.end))
-        return torch.nn.functional.cross_entropy(logits, classes, reduction="sum") / rows
+        return torch.nn.functional.cross_entropy(logits, classes, reduction="sum", label_smoothing=SMOOTHING) / rows
 
     def _ctc(self, model: MixLoraForConditionalGeneration, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
         said = sum(len(target) for target in ctc_targets(labels, self.end))

@@ -6,11 +6,11 @@ import torch
 from mixlora.modeling.vision_names import UNNAMED, VisionNames
 from tests.modeling.model_fixtures import IMAGE, PAD, batch_inputs, row_inputs, tiny_model
 
-SIZES = {"count": 4, "longest": 3, "hidden_size": 5}
+SIZES = {"count": 4, "longest": 3, "hidden_size": 5, "dropout": 0.0}
 NAMES = [[11], [12, 13], [14, 15, 16]]
 
 
-def named_part(**changes: int) -> VisionNames:
+def named_part(**changes: float) -> VisionNames:
     torch.manual_seed(0)
     part = VisionNames(6, **SIZES | changes)
     part.learn_names(NAMES)
@@ -27,6 +27,12 @@ def test_a_picture_is_given_likely_names_or_none() -> None:
         for names in part.likely_names(features):
             assert [name for name, _ in names] == [(12, 13), (), (11,), (14, 15, 16)]
             assert [chance for _, chance in names] == pytest.approx(chances)
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    part, features = named_part(dropout=0.5), torch.randn(2, 4, 6)
+    assert torch.equal(part.eval()(features), part(features))
+    assert not torch.equal(part.train()(features), part(features))
 
 
 def test_it_looks_where_there_is_something() -> None:
@@ -92,3 +98,5 @@ def test_wrong_settings_are_named() -> None:
         tiny_model(vision_names={"names": 2})
     with pytest.raises(ValueError, match="vision_names: count must be an integer of at least 1, got 0"):
         tiny_model(vision_names={"count": 0})
+    with pytest.raises(ValueError, match="vision_names: dropout must be from 0 to below 1, got 1"):
+        tiny_model(vision_names={"dropout": 1})

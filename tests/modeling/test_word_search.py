@@ -62,7 +62,7 @@ def test_what_words_add() -> None:
     assert words.score("the") == pytest.approx(WORD_BONUS + WORD_WEIGHT * math.log(6 / 8))
     assert words.score("teh") == pytest.approx(UNKNOWN + words.score("cat"))
     assert words.score("") == words.score("4") == words.outlook("th") == words.outlook("") == 0
-    assert words.outlook("teh") == words.score("teh")
+    assert words.outlook("teh") == words.score("teh") == words.score("c4t") == words.outlook("4t")
 
 
 def test_a_clip_without_tokens_and_a_silent_one_say_nothing() -> None:
