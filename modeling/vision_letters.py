@@ -11,6 +11,8 @@ from .word_search import Words, likely_texts
 
 BEAMS = 8
 """Texts of a line, and of a picture, that are followed: what is written is less doubtful than what is said."""
+ROWS = 7
+"""Rows whose columns together tell which line runs in the middle one of them."""
 BREAK = "\n"
 """The letter of the alphabet that parts lines."""
 
@@ -33,7 +35,9 @@ class VisionLetters(SpelledTokens):
 
     The stages of a small convolutional network halve the height alone. For each line and column a softmax over the
     height then tells where the line runs, so that lines may lie aslant, and CTC reads what is gathered there (CRNN:
-    Shi et al., arXiv 1507.05717, with attention in place of cropped lines).
+    Shi et al., arXiv 1507.05717, with attention in place of cropped lines). The softmax goes by what is near, and by
+    what stands in all columns of the rows around: beside the end of a short line the letters of a longer one below
+    look like a first line, but for that.
 
     Args:
         vocab_size: of the decoder.
@@ -65,6 +69,7 @@ class VisionLetters(SpelledTokens):
             self.stages.append(nn.Sequential(*halved, *(TallBlock(width, 2**i) for i in range(depth))))
         self.norm = nn.GroupNorm(1, widths[-1])
         self.heights = nn.Conv2d(widths[-1], lines, 1)
+        self.rows = nn.Conv1d(2 * widths[-1], lines, ROWS, padding=ROWS // 2)
         self.head = nn.Linear(widths[-1], 1 + len(alphabet))
 
     def blank(self) -> torch.Tensor:
@@ -84,7 +89,8 @@ class VisionLetters(SpelledTokens):
         """`[pictures, 3, height, width]` -> log-probabilities of nothing and of each letter,
         `[pictures, lines, columns, letters]`."""
         maps = self.maps(pixel_values)
-        where = self.heights(maps).softmax(dim=2)  # [pictures, lines, rows, columns]
+        along = self.rows(torch.cat([maps.mean(3), maps.amax(3)], dim=1))  # [pictures, lines, rows]
+        where = (self.heights(maps) + along[..., None]).softmax(dim=2)  # [pictures, lines, rows, columns]
         gathered = torch.einsum("plrc,pwrc->plcw", where, maps)
         letters: torch.Tensor = self.head(gathered).float().log_softmax(-1)
         return letters

@@ -61,12 +61,27 @@ def test_a_line_is_read_wherever_it_runs() -> None:
     """The softmax over the height finds it: letters of one line do not depend on the rows it does not look at."""
     reader = VisionLetters(9, **VISION_LETTERS | SIZES | {"widths": [4], "layers": [0]}).eval()
     with torch.no_grad():
-        reader.heights.weight.zero_()
+        for part in (reader.heights, reader.rows):
+            part.weight.zero_()
         reader.heights.weight[0, 0] = 50  # the first line looks where the first channel is greatest
         pictures = torch.randn(1, 3, 8, 8)
         maps = reader.norm(reader.stem(pictures))
         top = maps[0, 0].argmax(0)  # of each column
         wanted = reader.head(torch.stack([maps[0, :, row, column] for column, row in enumerate(top)])).log_softmax(-1)
+        torch.testing.assert_close(reader(pictures)[0, 0], wanted, atol=0.05, rtol=0.05)
+
+
+def test_a_line_stays_in_its_row_where_it_is_over() -> None:
+    """What stands in other columns tells where a line runs, also where it has no letter itself."""
+    reader = VisionLetters(9, **VISION_LETTERS | SIZES | {"widths": [4], "layers": [0]}).eval()
+    with torch.no_grad():
+        for part in (reader.heights, reader.rows):
+            part.weight.zero_()
+        reader.rows.weight[0, 4, 3] = 50  # the row whose first channel has the greatest maximum of all columns
+        pictures = torch.randn(1, 3, 8, 8)
+        maps = reader.norm(reader.stem(pictures))
+        row = int(maps[0, 0].amax(1).argmax())
+        wanted = reader.head(maps[0, :, row].T).log_softmax(-1)
         torch.testing.assert_close(reader(pictures)[0, 0], wanted, atol=0.05, rtol=0.05)
 
 
@@ -164,7 +179,7 @@ def test_tower_features_come_with_pixels() -> None:
 def test_it_is_a_group_that_answers_do_not_reach() -> None:
     model = tiny_model(vision_letters=SIZES)
     names = model.parameter_groups()["vision_letters"]
-    assert {name.split(".")[2] for name in names} == {"stem", "stages", "norm", "heights", "head"}
+    assert {name.split(".")[2] for name in names} == {"stem", "stages", "norm", "heights", "rows", "head"}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names or "vision_projector" in name)
     model.train()(**with_picture()).logits.square().mean().backward()
