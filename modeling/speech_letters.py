@@ -35,11 +35,24 @@ class SpeechLetters(SpelledTokens):
         return [self.head(clip).float().log_softmax(-1) for clip in clips]
 
     @cached_property
-    def known_words(self) -> Words:
-        """The words that [`learn_words`] was given."""
+    def _counted(self) -> list[list[str]]:
+        """The words that [`learn_words`] was given, those of each power of two of their counts."""
         packed = bytes(self.words.tolist())
         groups = zlib.decompressobj().decompress(packed).decode().split("\n") if any(packed) else []
-        return Words({word: 2**power for power, group in enumerate(groups) for word in group.split()})
+        return [group.split() for group in groups]
+
+    @cached_property
+    def known_words(self) -> Words:
+        """All words, for what is read in pictures."""
+        return self._words_from(0)
+
+    @cached_property
+    def said_words(self) -> Words:
+        """Those that count more than once: the others stand in a dictionary alone, and hardly anybody says them."""
+        return self._words_from(1)
+
+    def _words_from(self, least: int) -> Words:
+        return Words({word: 2**power for power, group in enumerate(self._counted) if power >= least for word in group})
 
     @torch.no_grad()
     def learn_words(self, counts: Mapping[str, int]) -> None:
@@ -64,8 +77,9 @@ class SpeechLetters(SpelledTokens):
                 f"speech_letters: {len(counts)} words take {len(packed)} bytes, there is room for {len(self.words)}"
             )
         self.words.zero_()[: len(packed)] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
-        self.__dict__.pop("known_words", None)
+        for name in ("_counted", "known_words", "said_words"):
+            self.__dict__.pop(name, None)
 
     def likely_texts(self, heard: torch.Tensor) -> list[tuple[str, float]]:
         """The likeliest texts of a clip, whose letters have log-probabilities `heard` `[tokens, letters]`."""
-        return likely_texts(heard, self.alphabet, self.known_words, TEXTS)
+        return likely_texts(heard, self.alphabet, self.said_words, TEXTS)

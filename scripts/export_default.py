@@ -2,7 +2,7 @@
 
 Matrices whose values float8 (e4m3) holds to the last bit are kept so; `from_pretrained` reads them like any other.
 
-python scripts/export_default.py build/train/27-vision_read mixlora/default
+python scripts/export_default.py build/train/30-vision_heard mixlora/default --round vision_names
 """
 
 import argparse
@@ -12,6 +12,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+
+def round_matrix(parameter: "torch.nn.Parameter") -> None:
+    """Rounds a matrix, in place, to what float8 holds; what is no matrix stays."""
+    import torch
+
+    if parameter.dim() > 1:
+        parameter.data = parameter.data.to(torch.float8_e4m3fn).to(parameter.dtype)
 
 
 def smallest(tensor: "torch.Tensor") -> "torch.Tensor":
@@ -37,6 +45,7 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--mean", type=Path, help="another stage: the weights are the mean of both")
+    parser.add_argument("--round", nargs="*", default=[], metavar="GROUP", help="round matrices to what float8 holds")
     args = parser.parse_args()
 
     import torch
@@ -49,6 +58,11 @@ def main() -> None:
         with torch.no_grad():
             for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
                 ours.lerp_(theirs, 0.5)
+    groups = model.parameter_groups()
+    if unknown := sorted(set(args.round) - set(groups)):
+        parser.error(f"--round: no group {', '.join(unknown)}; expected some of {', '.join(groups)}")
+    for name in (name for group in args.round for name in groups[group]):
+        round_matrix(model.get_parameter(name))
     model.half().save_pretrained(args.output)
     shrink(args.output / "model.safetensors")
     MixLoraProcessor.from_pretrained(args.source).save_pretrained(args.output)

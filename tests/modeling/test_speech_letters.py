@@ -81,6 +81,8 @@ def test_words_are_packed_with_how_often_they_are_said() -> None:
     known = letters.known_words
     assert known.score("call") == known.score("it's") > known.score("are") > known.score("busy") == known.score("fowl")
     assert known.score("busy") > known.score("cal")
+    said = letters.said_words
+    assert said.score("call") > said.score("are") > said.score("busy") == said.score("cal")
     again = SpeechLetters(4, 8, **SPEECH_LETTERS | {"words": 60})
     again.load_state_dict(letters.state_dict())
     assert [again.known_words.score(word) for word in counts] == [known.score(word) for word in counts]
@@ -88,7 +90,7 @@ def test_words_are_packed_with_how_often_they_are_said() -> None:
         with pytest.raises(ValueError, match="without a space, said once or more"):
             letters.learn_words(wrong)
     letters.learn_words({})
-    assert letters.known_words.score("cal") == 0
+    assert letters.known_words.score("cal") == letters.said_words.score("cal") == 0
     with pytest.raises(ValueError, match="5 words take .. bytes, there is room for 20"):
         SpeechLetters(4, 8, **SPEECH_LETTERS | {"words": 20}).learn_words(counts)
 

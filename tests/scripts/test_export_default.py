@@ -35,3 +35,18 @@ def test_matrices_that_float8_holds_are_stored_as_such(tmp_path: Path, monkeypat
         wanted = before[name] + (0 if name == rounded else 0.5)
         torch.testing.assert_close(parameter, wanted, atol=2e-3, rtol=1e-3)
     assert MixLoraProcessor.from_pretrained(tmp_path / "out").image_seq_length == 4
+
+
+def test_matrices_of_a_group_are_rounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = make_start(tmp_path / "start")
+    command = ["export", start, str(tmp_path / "out"), "--round"]
+    monkeypatch.setattr(sys, "argv", [*command, "vision_projector"])
+    export_default.main()
+    before, stored = (load_file(Path(folder) / "model.safetensors") for folder in (start, tmp_path / "out"))
+    matrices = {name for name, tensor in before.items() if "vision_projector" in name and tensor.dim() > 1}
+    assert matrices == {name for name, tensor in stored.items() if tensor.dtype == torch.float8_e4m3fn}
+    for name in matrices:
+        assert torch.equal(stored[name].float(), before[name].to(torch.float8_e4m3fn).float())
+    monkeypatch.setattr(sys, "argv", [*command, "vision_detail"])
+    with pytest.raises(SystemExit):
+        export_default.main()
