@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers.generation import GenerationConfig
@@ -11,6 +11,8 @@ from .configuration_mixlora import MixLoraConfig
 from .ctc_prefix import CtcGuide, CtcPrefixScorer, TextScorer
 from .media_encoding import Heard, MediaOutput, Told
 from .told_guide import NameScorer, Teller, ToldGuide
+
+Some = TypeVar("Some")
 
 
 class GuidedAnswers:
@@ -71,13 +73,14 @@ class GuidedAnswers:
             return None
 
         def tellers(told: Told) -> list[Teller]:
-            names = [each for each in told.names if each[0]]
-            texts = [each for each in told.texts if each[0]]
-            result: list[Teller] = [(NameScorer(names), sum(math.exp(chance) for _, chance in names))]
+            result: list[Teller] = []
+            names, chance = _something(told.names)
+            if names:
+                result.append((NameScorer(names), chance))
+            texts, chance = _something(told.texts)
             if texts:
-                spellings = self.model.vision_letters.spellings
-                result.append((TextScorer(texts, spellings), sum(math.exp(chance) for _, chance in texts)))
-            return result if names else result[1:]
+                result.append((TextScorer(texts, self.model.vision_letters.spellings), chance))
+            return result
 
         asked = self._of_last_turn(input_ids, image, image.told, self.config.image_token_id)
         rows = [tellers(pictures[0]) if len(pictures) == 1 else [] for pictures in asked]
@@ -117,3 +120,8 @@ class GuidedAnswers:
         given = (kwargs.get("eos_token_id"), config and config.eos_token_id, self.generation_config.eos_token_id)
         ends: int | list[int] = next((one for one in given if one is not None), [])
         return torch.as_tensor(ends).flatten().tolist()
+
+
+def _something(likely: list[tuple[Some, float]]) -> tuple[list[tuple[Some, float]], float]:
+    """Of what may be told, all but nothing, and the probability that it is something."""
+    return [each for each in likely if each[0]], 1 - sum(math.exp(score) for thing, score in likely if not thing)
