@@ -52,7 +52,7 @@ def with_defaults(field: str, given: dict[str, Any], usual: dict[str, Any], coun
     """Entries of a field of the config, those that are not given as usual.
 
     Raises:
-        ValueError: an unknown entry, or one of `counts` that is no integer of at least 1.
+        ValueError: an unknown entry, one of `counts` that is no integer of at least 1, or a wrong `dropout`.
     """
     if unknown := sorted(set(given) - set(usual)):
         raise ValueError(f"{field}: unknown {', '.join(unknown)}, expected some of {', '.join(usual)}")
@@ -60,6 +60,8 @@ def with_defaults(field: str, given: dict[str, Any], usual: dict[str, Any], coun
     for name in counts:
         if not isinstance(full[name], int) or full[name] < 1:
             raise ValueError(f"{field}: {name} must be an integer of at least 1, got {full[name]!r}")
+    if not 0 <= full.get("dropout", 0) < 1:
+        raise ValueError(f"{field}: dropout must be from 0 to below 1, got {full['dropout']!r}")
     return full
 
 
@@ -70,14 +72,7 @@ def full_context(given: dict[str, Any]) -> dict[str, Any]:
     )
     if full["kernel_size"] % 2 == 0:
         raise ValueError(f"speech_context: kernel_size must be odd, got {full['kernel_size']}")
-    check_dropout("speech_context", full["dropout"])
     return full
-
-
-def check_dropout(field: str, dropout: float) -> None:
-    """Raises ValueError for what is no probability below 1."""
-    if not 0 <= dropout < 1:
-        raise ValueError(f"{field}: dropout must be from 0 to below 1, got {dropout!r}")
 
 
 SPEECH_LETTERS: dict[str, Any] = {"alphabet": " 'abcdefghijklmnopqrstuvwxyz0123456789", "longest": 16, "words": 0}
@@ -140,13 +135,6 @@ def full_reading(given: dict[str, Any]) -> dict[str, Any]:
 
 VISION_NAMES: dict[str, Any] = {"count": 2000, "longest": 8, "hidden_size": 192, "dropout": 0.0}
 """Entries of `config.vision_names`, and what they are by default."""
-
-
-def full_naming(given: dict[str, Any]) -> dict[str, Any]:
-    """`config.vision_names` with its defaults; ValueError for a wrong entry."""
-    full = with_defaults("vision_names", given, VISION_NAMES, ("count", "longest", "hidden_size"))
-    check_dropout("vision_names", full["dropout"])
-    return full
 
 
 @strict
@@ -354,7 +342,8 @@ class MixLoraConfig(PreTrainedConfig):
         if self.vision_letters is not None:
             self.vision_letters = full_reading(self.vision_letters)
         if self.vision_names is not None:
-            self.vision_names = full_naming(self.vision_names)
+            counts = ("count", "longest", "hidden_size")
+            self.vision_names = with_defaults("vision_names", self.vision_names, VISION_NAMES, counts)
         for_long_rows = {name: kwargs.pop(name) for name in FOR_LONG_ROWS if name in kwargs}
         super().__post_init__(**kwargs)
         self.set_long_context(**for_long_rows)

@@ -60,8 +60,8 @@ class ToldGuide(LogitsProcessor):
     def __init__(self, tellers: Sequence[Sequence[Teller]], weight: float, prompt_length: int, ends: Collection[int]):
         self.tellers, self.weight, self.prompt_length = tellers, weight, prompt_length
         self.ends = sorted(ends)
-        self._after: dict[tuple[int, Prefix], torch.Tensor] = {}
-        """Of a row and a beginning, the weights of its tellers behind each next token, `[tellers, vocabulary]`."""
+        self._after: list[dict[Prefix, torch.Tensor]] = [{} for _ in tellers]
+        """Of each row and beginning, the weights of its tellers behind each next token, `[tellers, vocabulary]`."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """`scores` `[rows, vocabulary]` after `input_ids` `[rows, length]`; each row of the prompt may have beams."""
@@ -74,9 +74,9 @@ class ToldGuide(LogitsProcessor):
 
     def _mixture(self, row: int, prefix: Prefix, wanted: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of the next token, where the decoder's own are `wanted` `[vocabulary]`."""
-        before = self._after.get((row, prefix[:-1])) if prefix else None
+        before = self._after[row].get(prefix[:-1]) if prefix else None
         if prefix and before is None:
-            return wanted  # another generation's answer goes on
+            return wanted  # what this answer began with was not chosen here
         own, told, weights = wanted.exp(), [], []
         for number, (scorer, chance) in enumerate(self.tellers[row]):
             expected = scorer(prefix)
@@ -97,6 +97,6 @@ class ToldGuide(LogitsProcessor):
 
     def _remember(self, row: int, prefix: Prefix, after: torch.Tensor) -> None:
         """Forgets what is too old for a draft that goes back, or a beam, to need it."""
-        self._after[row, prefix] = after
-        for old in [key for key in self._after if key[0] == row and len(key[1]) < len(prefix) - REMEMBERED]:
-            del self._after[old]
+        self._after[row][prefix] = after
+        for old in [one for one in self._after[row] if len(one) < len(prefix) - REMEMBERED]:
+            del self._after[row][old]

@@ -78,9 +78,10 @@ class VisionNames(nn.Module):
     def likely_names(self, features: torch.Tensor) -> list[list[tuple[tuple[int, ...], float]]]:
         """Ids of the likeliest names of each picture with their log-probabilities, the likeliest first; () of none."""
         chances = self(features).log_softmax(-1).cpu()
-        names = [(), *(tuple(token for token in row if token != END) for row in self.names[: self.known].tolist())]
         best, places = chances.topk(min(LIKELY, chances.shape[1]))
+        ids = self.names.cpu()[places - 1]  # [pictures, names, longest]; those of none are not looked at
+        ids[places == UNNAMED] = END
         return [
-            [(names[place], chance) for place, chance in zip(*picture, strict=True)]
-            for picture in zip(places.tolist(), best.tolist(), strict=True)
+            [(tuple(token for token in name if token != END), chance) for name, chance in zip(*picture, strict=True)]
+            for picture in zip(ids.tolist(), best.tolist(), strict=True)
         ]

@@ -42,7 +42,7 @@ def words_of(text: str) -> list[str]:
 
 
 def dictionary() -> set[str]:
-    """WordNet's single words, of whose synsets each has several."""
+    """WordNet's single words: all of its index, where `wordnet_entries` gives the first of each synset."""
     folder = package("wordnet-base") / "usr/share/wordnet"
     lines = [
         line

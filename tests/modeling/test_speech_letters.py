@@ -1,5 +1,7 @@
 """CTC over letters: how tokens are spelled, and answers that follow the letters that are heard."""
 
+import math
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
@@ -83,6 +85,13 @@ def test_words_are_packed_with_how_often_they_are_said() -> None:
     assert known.score("busy") > known.score("cal")
     said = letters.said_words
     assert said.score("call") > said.score("are") > said.score("busy") == said.score("cal")
+    doubtful = torch.full((4, 1 + len(letters.alphabet)), -20.0)
+    for place, chances in enumerate(
+        ({"b": 1.0}, {"u": 1.0}, {"s": 1.0}, {"y": 0.45, "t": 0.55})
+    ):  # no word that is said
+        for letter, chance in chances.items():
+            doubtful[place, 1 + letters.alphabet.index(letter)] = math.log(chance)
+    assert letters.likely_texts(doubtful)[0][0] == "bust"
     again = SpeechLetters(4, 8, **SPEECH_LETTERS | {"words": 60})
     again.load_state_dict(letters.state_dict())
     assert [again.known_words.score(word) for word in counts] == [known.score(word) for word in counts]

@@ -88,7 +88,7 @@ def test_a_long_answer_keeps_little_and_what_was_never_begun_is_left_alone() -> 
     scores = torch.zeros(1, 8)
     for length in range(150):
         both = guide(torch.ones(1, length, dtype=torch.long), scores)
-        assert len(guide._after) <= REMEMBERED + 2
+        assert len(guide._after[0]) <= REMEMBERED + 2
     assert both.softmax(-1)[0, 1] > 0.9
     torch.testing.assert_close(guide(torch.ones(1, 170, dtype=torch.long), scores), scores.log_softmax(-1))
 

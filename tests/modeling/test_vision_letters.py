@@ -123,6 +123,22 @@ def test_known_words_decide_between_letters(reader: VisionLetters, monkeypatch) 
     assert read(reader, Words({"cat": 5, "dog": 5})) == "cat"
 
 
+def test_a_picture_is_read_by_all_known_words_also_by_those_that_nobody_says(tokenizer, monkeypatch) -> None:
+    parts = {
+        "speech_letters": {"words": 60},
+        "speech_context": {"layers": 1, "kernel_size": 3, "intermediate_size": 12},
+    }
+    model = tiny_model(vision_letters=SIZES, text={"vocab_size": len(tokenizer)}, **parts).model
+    model.vision_letters.read_spelling(tokenizer)
+    model.speech_letters.learn_words({"cat": 1, "dog": 5})
+    doubtful = saying(model.vision_letters, "cat")
+    letters = [1 + model.vision_letters.alphabet.index(letter) for letter in "ao"]
+    doubtful[0, 0, 2, letters] = torch.tensor([0.45, 0.55]).log()
+    monkeypatch.setattr(model.vision_letters, "forward", lambda pixels: doubtful)
+    [told] = model.told(torch.zeros(1, 3, 8, 8), [torch.zeros(4, 6)])
+    assert told.texts[0][0] == "cat"
+
+
 def test_lines_of_a_text_are_its_targets(reader: VisionLetters, tokenizer) -> None:
     def lines(text: str) -> list[str]:
         found = reader.lines_of(torch.tensor(tokenizer(text)["input_ids"]))

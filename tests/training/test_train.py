@@ -201,7 +201,7 @@ def test_names_are_learnt_from_answers_that_are_names(tmp_path: Path, rows: Path
     model.save_pretrained(start)
     entry.train(recipe, tmp_path / "out", [f"cache={tmp_path / 'features'}"] if cached else [])
     losses = [loss for _, loss in curve(tmp_path / "out/01-only")]
-    assert losses[-1] < 0.45 * losses[0]  # smoothed targets leave 0.2 nats
+    assert 0.19 < losses[-1] < 0.45 * losses[0]  # smoothed targets leave 0.2 nats
     trained = MixLoraForConditionalGeneration.from_pretrained(tmp_path / "out/01-only")
     processor = MixLoraProcessor.from_pretrained(tmp_path / "out/01-only")
     pixels = processor.image_processor(
