@@ -164,6 +164,20 @@ def test_which_pictures_are_told() -> None:
     assert told(torch.cat([picture["input_ids"]] * 2, dim=1), two) == [0]
 
 
+@torch.no_grad()
+def test_a_teller_has_the_probability_that_there_is_something_to_tell() -> None:
+    model = telling_model()
+    model.model.vision_names.head.bias[0] = 5  # none of the names
+    picture = batch_inputs([told_row("image")])
+    none = model.model.vision_names(torch.stack(model.model.encode_vision(picture["pixel_values"]))).softmax(-1)[0, 0]
+    [guide] = model.guides(
+        picture["input_ids"], model.model.encode_media(picture["input_ids"], picture["pixel_values"]), [9]
+    )
+    [(scorer, chance), *_] = guide.tellers[0]
+    assert isinstance(scorer, NameScorer) and chance == pytest.approx(1 - float(none), abs=1e-5)
+    assert 0.05 < none < 0.95
+
+
 def test_the_weight_is_checked() -> None:
     for wrong in (0.5, -0.1):
         with pytest.raises(StrictDataclassClassValidationError, match="goes from 0 to below 0.5"):
