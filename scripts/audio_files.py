@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import shutil
 import subprocess
@@ -36,6 +37,11 @@ ESPEAK_ACCENTS = (
     "en-gb-x-gbcwmd",
 )
 ESPEAK_VARIANTS = ("m3", "Andy", "Lee", "gustave", "f2", "belinda", "Annie", "grandma")
+MORE_ESPEAK_VARIANTS = (
+    *("f1", "f4", "f5", "m1", "m2", "m5", "m7", "m8", "Alex", "Alicia", "Gene", "Hugo", "Jacky", "Marco"),
+    *("Mario", "Michael", "anika", "benjamin", "ed", "grandpa", "linda", "quincy", "steph", "victor"),
+)
+"""Variants that ask questions of training besides."""
 HELD_OUT_VARIANTS = ("m4", "boris", "pablo", "Denis", "f3", "Andrea", "shelby", "aunty")
 """espeak-ng variants that no training clip uses: for the tests of spoken questions."""
 Utterance = tuple[str, str, float, Path]
@@ -119,7 +125,7 @@ def run_program(command: list[str], libraries: list[str], text: str) -> np.ndarr
 
 
 def espeak_voices(variants: tuple[str, ...]) -> list[str]:
-    """Each variant in two accents; eight variants go through all accents twice."""
+    """Each variant in two accents; every eight variants go through all accents twice."""
     half = len(ESPEAK_ACCENTS) // 2
     pairs = [
         (ESPEAK_ACCENTS[(index + turn) % len(ESPEAK_ACCENTS)], variant)
@@ -136,6 +142,14 @@ def training_voices() -> dict[str, list[str]]:
         "espeak": espeak_voices(ESPEAK_VARIANTS),
         "hibari": ["hibari:heart"],
     }
+
+
+def asking_voices() -> list[str]:
+    """The voices that ask questions of training, in turn: half of the turns are espeak-ng's, of 32 variants."""
+    voices = training_voices()
+    flite, hibari = itertools.cycle(voices["flite"]), itertools.cycle(voices["hibari"])
+    many = espeak_voices((*ESPEAK_VARIANTS, *MORE_ESPEAK_VARIANTS))
+    return [voice for turn, each in enumerate(many) for voice in (each, next(hibari if turn % 2 else flite))]
 
 
 def held_out_voices() -> list[str]:

@@ -63,13 +63,28 @@ PICTURES = {
         "apt", "20200910-7", "93e4997c99c4c31ea88c5d37e2259af0a0c826b9358931d5a69f794f7f0c73ac"
     ),
     "fonts-vollkorn": Source("apt", "4.105-2", "0c7039de3ede6c96727829635c5b10a536114029cbddf98e14716578d936307f"),
+    "@iconify-json/emojione": Source(
+        "npm", "1.2.3", "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e"
+    ),
+    "@iconify-json/emojione-v1": Source(
+        "npm", "1.2.3", "6641d59d48a42823fdc2b84e7427e9f302944eb98d2c7d94d6e67c139e7b37b3"
+    ),
     "@iconify-json/fluent-emoji": Source(
         "npm", "1.2.7", "8044210dbf11e016d4de85f15d01a243423bd832457e7e2491df1b751c0e272b"
     ),
     "@iconify-json/fluent-emoji-flat": Source(
         "npm", "1.2.6", "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175"
     ),
+    "@iconify-json/fxemoji": Source(
+        "npm", "1.2.2", "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef"
+    ),
     "@iconify-json/noto": Source("npm", "1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad"),
+    "@iconify-json/noto-v1": Source(
+        "npm", "1.2.5", "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37"
+    ),
+    "@iconify-json/openmoji": Source(
+        "npm", "1.2.29", "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5"
+    ),
     "@iconify-json/twemoji": Source(
         "npm", "1.2.5", "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7"
     ),

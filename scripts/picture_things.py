@@ -12,6 +12,7 @@ import math
 import random
 import re
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 HELD_OUT_STAMPS, HELD_OUT_EMOJI, HELD_OUT_CLIP_ART = 150, 300, 300
+MOST_DRAWINGS = 8
+"""Of one name."""
 TRAIN_STYLES = ("noto", "fluent-emoji", "fluent-emoji-flat")
 HELD_OUT_STYLE = "twemoji"
+MORE_STYLES = ("emojione", "emojione-v1", "fxemoji", "noto-v1", "openmoji")
+"""Icon sets that lack a part of the names: for training too."""
+ICON_SETS = (*TRAIN_STYLES, *MORE_STYLES, HELD_OUT_STYLE)
 MOST_PIXELS = 20_000_000
 """Of a drawing."""
 STAMPS = "usr/share/tuxpaint/stamps"
@@ -60,6 +66,8 @@ UNSEEN = re.compile(
 KEEP_HYPHEN = ("t-shirt", "t-rex", "x-ray", "yo-yo", "e-mail", "jack-o-lantern")
 EXPLAINS = "is|are|was|has|for|that|to|like|used|worn|lets|means|carries|pushes|covered|resembles|hatched|as"
 """Words that end the naming part of a caption."""
+BEHIND = "of|with|in|inside|on|at|from|by|making|eating|playing|dancing"
+"""Words that stand behind the noun of a caption."""
 MEASURES = "pair|bunch|cluster|cup|glass|head|string|tube|quarter|couple|baby|model|plant"
 
 
@@ -81,7 +89,7 @@ class Thing:
         from PIL import Image
 
         path = Path(self.source)
-        if self.style not in (*TRAIN_STYLES, HELD_OUT_STYLE) and path.suffix == ".png":
+        if self.style not in ICON_SETS and path.suffix == ".png":
             return trimmed(Image.open(path))
         return draw_svg(path.read_text() if path.suffix == ".svg" else icon_svg(self.style, self.source))
 
@@ -122,9 +130,15 @@ def emoji_split() -> dict[str, list[str]]:
     return {"train": [name for name in names if name not in new], "new": sorted(new)}
 
 
+def icon_in(style: str, name: str) -> str | None:
+    """What a style calls the icon of this name, which it may write without hyphens; None where it has none."""
+    return next((icon for icon in (name, name.replace("-", "")) if icon in icon_set(style)["icons"]), None)
+
+
 def emoji(names: list[str], styles: tuple[str, ...]) -> list[Thing]:
-    """The things of these icon names in these styles."""
-    return [Thing(plain_name(name), name, style, name) for name in names for style in styles]
+    """The things of these icon names in those of these styles that have them."""
+    found = [(name, style, icon_in(style, name)) for name in names for style in styles]
+    return [Thing(plain_name(name), name, style, icon) for name, style, icon in found if icon is not None]
 
 
 def stamp_caption(text: str) -> str | None:
@@ -145,11 +159,15 @@ def bare(caption: str) -> str:
     return re.sub(r"^(An?|The|Some|Two|Our) ", "", caption.rstrip("."))
 
 
-def subject(caption: str) -> str:
-    """The noun that a caption is about: "A white kitten." gives "kitten", "A pair of blue jeans." "jean"."""
+def noun(caption: str) -> str:
+    """The noun that a caption is about: "A white kitten." gives "kitten", "A pair of blue jeans." "jeans"."""
     words = re.sub(rf"^(.* )?({MEASURES})s? of (the |an? )?", "", bare(caption).lower())
-    noun = re.split(r" (?:of|with|in|inside|on|at|from|by|making|eating|playing|dancing)\b", words)[0].split()[-1]
-    return re.sub(r"(?<=[^s])s$", "", noun.removesuffix("'s"))
+    return re.split(rf" (?:{BEHIND})\b", words)[0].split()[-1].removesuffix("'s")
+
+
+def subject(caption: str) -> str:
+    """The same of one: "jean"."""
+    return re.sub(r"(?<=[^s])s$", "", noun(caption))
 
 
 def stamps() -> list[Thing]:
@@ -219,3 +237,21 @@ def clip_art_split() -> dict[str, list[Thing]]:
             held += len(of_subject) * fits
             splits["test" if fits else "train"] += of_subject
     return splits
+
+
+def named_drawings(names: Collection[str]) -> list[Thing]:
+    """The drawings whose files begin with one of these names, as the longest says; none that is held out."""
+    root = package("openclipart-png") / CLIP_ART
+    held_out = {drawing.source for drawing in clip_art_split()["test"]}
+    found: dict[str, list[Thing]] = {}
+    for path in sorted(root.rglob("*.png")):
+        if path.is_symlink() or str(path.resolve()) in held_out or pixels_of(path) > MOST_PIXELS:
+            continue
+        words = re.sub(r"[^a-z]+", " ", path.stem.lower()).split()
+        beginnings = [" ".join(words[:count]) for count in range(len(words), 0, -1)]
+        if name := next((each for each in beginnings if each in names), None):
+            found.setdefault(name, []).append(Thing(name, name, "clip art", str(path)))
+    rng = random.Random(f"{SEED} drawings")
+    return [
+        drawing for name in sorted(found) for drawing in rng.sample(found[name], min(MOST_DRAWINGS, len(found[name])))
+    ]

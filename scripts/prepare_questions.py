@@ -2,9 +2,10 @@
 
 Run: python scripts/prepare_questions.py     (after prepare_pictures.py and prepare_scenes.py; needs onnxruntime)
 
-Training rows go to build/data/questions.jsonl, half of them asked by voice, and to build/data/yes_no.jsonl. The
-held-out ones are asked in both forms, eval/typed_questions.jsonl and eval/spoken_questions.jsonl, by voices that
-training does not hear. Clips go to build/data/speech/questions/.
+Training rows go to build/data/questions.jsonl, half of them asked by voice, to build/data/questions_spoken.jsonl, all
+by voice and by more voices, and to build/data/yes_no.jsonl. The held-out ones are asked in both forms,
+eval/typed_questions.jsonl and eval/spoken_questions.jsonl, by voices that training does not hear. Clips go to
+build/data/speech/questions/.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from audio_files import Utterance, clip_name, held_out_voices, synthesise_all, training_voices
+from audio_files import Utterance, asking_voices, clip_name, held_out_voices, synthesise_all, training_voices
 from common import CLOTHES, DATA, DIGIT_WORDS, EVAL, SEED, chat_row, read_jsonl, run_main, write_jsonl
 from prepare_hallucinations import NEAR, object_question
 from prepare_text import with_article
 
-TRAIN_ROWS, TEST_ROWS, YES_NO_ROWS = 9000, 399, 10_000
+TRAIN_ROWS, SPOKEN_ROWS, TEST_ROWS, YES_NO_ROWS = 9000, 6000, 399, 10_000
 CLOTHES_PICTURES = 5000
 """The first ones of the training file, which yes-or-no questions are about."""
 DIGIT_QUESTIONS = ("What digit is this?", "Which digit do you see?", "What number is this?")
@@ -103,18 +104,30 @@ def pictures(parts: list[tuple[str, str, str]]) -> list[tuple[str, str]]:
     return [(image, answer) for _, answer, image in parts]
 
 
+def drawn_questions(count: int, rng: random.Random) -> list[Question]:
+    """So many questions about pictures of training."""
+    scenes = [Question(*part) for part in training_parts("scenes")]
+    return questions(pictures(training_parts("digits")), pictures(training_parts("clothes")), scenes, count, rng)
+
+
+def voiced_rows(asked: list[Question], voices: list[str], rng: random.Random) -> list[dict[str, Any]]:
+    """Training rows of questions that these voices ask in turn."""
+    clips = spoken(asked, voices, rng)
+    synthesise_all(list({clip[-1]: clip for clip in clips}.values()), "spoken questions")
+    return [
+        chat_row("questions", each.answer, images=[each.image], audio=[str(path.relative_to(DATA))])
+        for each, (*_, path) in zip(asked, clips, strict=True)
+    ]
+
+
 def train_rows(rng: random.Random) -> list[dict[str, Any]]:
     """Training rows: the voices of each engine take turns."""
-    scenes = [Question(*part) for part in training_parts("scenes")]
-    asked = questions(pictures(training_parts("digits")), pictures(training_parts("clothes")), scenes, TRAIN_ROWS, rng)
+    asked = drawn_questions(TRAIN_ROWS, rng)
     typed, voiced = asked[: TRAIN_ROWS // 2], asked[TRAIN_ROWS // 2 :]
     engines = list(training_voices().values())
     turns = [engine[turn % len(engine)] for turn in range(max(map(len, engines))) for engine in engines]
-    clips = spoken(voiced, turns, rng)
-    synthesise_all(list({clip[-1]: clip for clip in clips}.values()), "spoken questions")
-    rows = [chat_row("questions", each.answer, each.text, images=[each.image]) for each in typed]
-    for each, (*_, path) in zip(voiced, clips, strict=True):
-        rows.append(chat_row("questions", each.answer, images=[each.image], audio=[str(path.relative_to(DATA))]))
+    rows = voiced_rows(voiced, turns, rng)
+    rows = [chat_row("questions", each.answer, each.text, images=[each.image]) for each in typed] + rows
     rng.shuffle(rows)
     return rows
 
@@ -154,6 +167,8 @@ def main() -> None:
     """Write the held-out splits, then the training rows."""
     write_held_out(random.Random(f"{SEED} held out"))
     write_jsonl(DATA / "questions.jsonl", train_rows(random.Random(SEED)))
+    rng = random.Random(f"{SEED} spoken")
+    write_jsonl(DATA / "questions_spoken.jsonl", voiced_rows(drawn_questions(SPOKEN_ROWS, rng), asking_voices(), rng))
     write_jsonl(DATA / "yes_no.jsonl", yes_no_rows(random.Random(f"{SEED} yes or no")))
 
 

@@ -1,7 +1,9 @@
 """Write the rows that name things: stamps with captions, emoji in several styles, kinds of clip art.
 
 Run: python scripts/prepare_things.py [SHARE]     (after scripts/fetch.py; SHARE, 0 to 1, writes a sample)
-Pictures go to build/data/pictures/things/, rows to build/data/things.jsonl and build/data/eval/.
+Pictures go to build/data/pictures/things/, rows to build/data/things.jsonl and build/data/eval/. The emoji of training
+in more styles go to build/data/things_more.jsonl, and drawings whose files are called like one of these things to
+build/data/drawings.jsonl.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import Any
 
 from common import DATA, EVAL, SEED, chat_row, run_main, with_progress, write_jsonl
@@ -17,17 +20,20 @@ from picture_files import eval_row, picture_of, save_scene
 from picture_things import (
     CLIP_ART_KINDS,
     HELD_OUT_STYLE,
+    MORE_STYLES,
     TRAIN_STYLES,
     Thing,
     bare,
     clip_art_split,
     emoji,
     emoji_split,
+    named_drawings,
+    noun,
     plain_name,
     stamp_split,
 )
 
-EMOJI_DRAWS, STAMP_DRAWS, CLIP_ART_ROWS = 2, 3, 4000
+EMOJI_DRAWS, MORE_DRAWS, STAMP_DRAWS, CLIP_ART_ROWS = 2, 2, 3, 4000
 STYLE_ROWS = 500
 STAMP_PROMPTS = ("What is this?", "What do you see?", "What does the picture show?", "What is in the picture?")
 EMOJI_PROMPTS = ("Which emoji is this?", "Name this emoji.", "What does this emoji show?")
@@ -108,7 +114,8 @@ def training_draws(rng: random.Random) -> list[tuple[str, Thing]]:
         for thing in emoji(emoji_split()["train"], TRAIN_STYLES)
         for _ in range(EMOJI_DRAWS)
     ]
-    draws += [(rng.choice(STAMP_PROMPTS), stamp) for stamp in stamp_split()["train"] for _ in range(STAMP_DRAWS)]
+    stamps = [replace(stamp, name=noun(stamp.name)) for stamp in stamp_split()["train"]]
+    draws += [(rng.choice(STAMP_PROMPTS), stamp) for stamp in stamps for _ in range(STAMP_DRAWS)]
     by_kind = {kind: [t for t in clip_art_split()["train"] if t.name == kind] for kind in CLIP_ART_KINDS}
     for index in range(CLIP_ART_ROWS):
         kind = CLIP_ART_KINDS[index % len(CLIP_ART_KINDS)]  # each kind as often as the others
@@ -117,11 +124,37 @@ def training_draws(rng: random.Random) -> list[tuple[str, Thing]]:
     return draws
 
 
-def train_rows(rng: random.Random, share: float) -> Iterator[dict[str, Any]]:
+def more_draws(rng: random.Random) -> list[tuple[str, Thing]]:
+    """The same of the emoji in the styles that have a part of them."""
+    things = emoji(emoji_split()["train"], MORE_STYLES)
+    draws = [(rng.choice(EMOJI_PROMPTS), thing) for thing in things for _ in range(MORE_DRAWS)]
+    rng.shuffle(draws)
+    return draws
+
+
+def shows_something(thing: Thing) -> bool:
+    """Whether its cut-out is not empty: a few files are."""
+    try:
+        thing.picture()
+    except ValueError:
+        return False
+    return True
+
+
+def drawing_draws(names: Collection[str], rng: random.Random) -> list[tuple[str, Thing]]:
+    """The same of drawings that have one of these names; what they are a kind of is no name."""
+    drawings = [drawing for drawing in named_drawings(set(names) - set(CLIP_ART_KINDS)) if shows_something(drawing)]
+    draws = [(rng.choice(STAMP_PROMPTS), drawing) for drawing in drawings for _ in range(MORE_DRAWS)]
+    rng.shuffle(draws)
+    return draws
+
+
+def train_rows(
+    draws: list[tuple[str, Thing]], folder: str, rng: random.Random, share: float
+) -> Iterator[dict[str, Any]]:
     """Draw and write the training pictures."""
-    draws = training_draws(rng)
-    for serial, (prompt, thing) in enumerate(with_progress(draws[: round(len(draws) * share)], "things")):
-        stem = DATA / f"pictures/things/train/{thing.style.replace(' ', '_')}_{serial:05d}"
+    for serial, (prompt, thing) in enumerate(with_progress(draws[: round(len(draws) * share)], folder)):
+        stem = DATA / f"pictures/things/{folder}/{thing.style.replace(' ', '_')}_{serial:05d}"
         path = save_scene(picture_of(thing.picture(), rng), stem)
         yield chat_row("things", thing.name, prompt, images=[str(path.relative_to(DATA))])
 
@@ -156,7 +189,12 @@ def main() -> None:
     names = sorted({thing.name for _, thing in training_draws(random.Random(SEED))})
     NAMES.write_text(json.dumps(names, indent=0))
     write_held_out(random.Random(f"{SEED} held out"), share)
-    write_jsonl(DATA / "things.jsonl", train_rows(random.Random(SEED), share))
+    rng = random.Random(SEED)
+    write_jsonl(DATA / "things.jsonl", train_rows(training_draws(rng), "train", rng, share))
+    rng = random.Random(f"{SEED} more")
+    write_jsonl(DATA / "things_more.jsonl", train_rows(more_draws(rng), "more", rng, share))
+    rng = random.Random(f"{SEED} drawings")
+    write_jsonl(DATA / "drawings.jsonl", train_rows(drawing_draws(names, rng), "drawings", rng, share))
 
 
 if __name__ == "__main__":

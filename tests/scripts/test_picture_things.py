@@ -4,7 +4,7 @@ from pathlib import Path
 
 import picture_things
 import pytest
-from picture_things import CLIP_ART, clip_art, pixels_of
+from picture_things import CLIP_ART, HELD_OUT_STYLE, MORE_STYLES, TRAIN_STYLES, clip_art, emoji, pixels_of
 from PIL import Image
 
 
@@ -23,3 +23,14 @@ def test_drawings_larger_than_posters_are_left_out(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(picture_things, "package", lambda name: tmp_path)
     monkeypatch.setattr(picture_things, "MOST_PIXELS", 100)
     assert [(thing.name, Path(thing.source).stem) for thing in clip_art()] == [("food", "apple")]
+
+
+def test_a_style_that_writes_names_together_or_lacks_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    icons = {"whole": {"cat-face": {}, "dog": {}}, "part": {"catface": {}}}
+    monkeypatch.setattr(picture_things, "icon_set", lambda style: {"icons": icons[style]})
+    found = [(thing.name, thing.style, thing.source) for thing in emoji(["cat-face", "dog"], ("whole", "part"))]
+    assert found == [("cat face", "whole", "cat-face"), ("cat face", "part", "catface"), ("dog", "whole", "dog")]
+
+
+def test_the_held_out_style_is_in_no_training() -> None:
+    assert HELD_OUT_STYLE not in (*TRAIN_STYLES, *MORE_STYLES)

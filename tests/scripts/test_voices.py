@@ -7,7 +7,7 @@ from pathlib import Path
 import audio_files
 import numpy as np
 import pytest
-from audio_files import held_out_voices, synthesise, training_voices
+from audio_files import asking_voices, held_out_voices, synthesise, training_voices
 from prepare_synthetic import utterances
 
 
@@ -20,6 +20,13 @@ def test_no_held_out_voice_is_trained() -> None:
     assert not variants[0] & variants[1] and len(variants[0]) == len(variants[1])
     accents = [{voice.partition("+")[0] for voice in voices if "+" in voice} for voices in (trained, held)]
     assert accents[0] == accents[1], "only the variants differ, so a test measures them alone"
+
+
+def test_more_voices_ask_and_no_held_out_one_does() -> None:
+    asking = asking_voices()
+    assert not set(asking) & set(held_out_voices())
+    assert all(set(voices) <= set(asking) for voices in training_voices().values())
+    assert Counter(voice.partition(":")[0] for voice in asking) == {"espeak": 64, "flite": 32, "hibari": 32}
 
 
 def test_engines_take_turns_and_their_voices_too() -> None:

@@ -75,7 +75,11 @@ class Media:
             name, files, encode = encoders[kind]
             if not files:
                 continue
+            if kind == "image":
+                self.vision_tower.to(memory_format=torch.channels_last)  # halves the time of convolutions on a CPU
             done = cache.fill(files, encode, f"{name} features")
+            if kind == "image":
+                self.vision_tower.to(memory_format=torch.contiguous_format)
             print(
                 f"  {name}: {len(set(files)):,} files and views, {done:,} computed now, the others read from {folder}"
             )

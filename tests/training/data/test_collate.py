@@ -99,6 +99,7 @@ def test_cached_features_give_the_same_logits(
     images = [path for example in examples for path in example.images]
     audio = [path for example in examples for path in example.audio]
     tokenizer.media.cache(model, tmp_path / "cache", images, audio)
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
     stored = collate(examples)
     assert set(tokenizer.media.caches) == set(cached)
     assert set(stored["mm_encoder_outputs"]) == {f"{kind}_features" for kind in cached}
