@@ -270,8 +270,9 @@ class MixLoraConfig(PreTrainedConfig):
             Stages of `widths` have `layers` blocks; a column is `patch_size` pixels wide. It knows the words of
             `speech_letters`, where there are any. `{}` takes the defaults, by default there is none.
         vision_names: `{"count", "longest", "hidden_size", "dropout"}` of a classifier on the tower's features, with
-            room for `count` names of `longest` tokens: see [`VisionNames.learn_names`]. A picture's name follows its
-            tokens, as the decoder's embeddings. `{}` takes the defaults, by default there is none.
+            room for `count` names of `longest` tokens: see [`VisionNames.learn_names`]. A picture's name, or what fits
+            of several, follows its tokens, as the decoder's embeddings. `{}` takes the defaults, by default there is
+            none.
         vision_told_weight: probability that an answer about a picture is its name, and as much that it is what is
             written there, from 0 to below 0.5, before `generate` chooses the first token: see [`ToldGuide`].
         projector_hidden_size: width of the projectors' hidden layer; the decoder's width by default.

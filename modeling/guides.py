@@ -74,7 +74,7 @@ class GuidedAnswers:
 
         def tellers(told: Told) -> list[Teller]:
             result: list[Teller] = []
-            names, chance = _something(told.names)
+            names, chance = (told.seen, 1.0) if told.seen else _something(told.names)
             if names:
                 result.append((NameScorer(names), chance))
             texts, chance = _something(told.texts)

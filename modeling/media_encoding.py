@@ -15,6 +15,7 @@ from .input_checks import check_clips, check_pictures
 from .projectors import compress_by_ctc, project_each, stack_frames
 from .router import ModalityRouter
 from .splicing import cut_by_rows, owner_rows, splice
+from .vision_names import Named
 from .word_search import Words
 
 
@@ -37,10 +38,12 @@ class Told:
 
     Attributes:
         names: ids of the names that it may have, () of none.
+        seen: those of several things that it shows; empty where it shows one, or nothing that has a name.
         texts: what may be written in it, "" where nothing is.
     """
 
-    names: list[tuple[tuple[int, ...], float]] = field(default_factory=list)
+    names: Named = field(default_factory=list)
+    seen: Named = field(default_factory=list)
     texts: list[tuple[str, float]] = field(default_factory=list)
 
 
@@ -155,8 +158,10 @@ class MediaEncoding:
         """What `vision_names` and `vision_letters` make of each picture."""
         told = [Told() for _ in features]
         if self.config.vision_names is not None:
-            for each, names in zip(told, self.vision_names.likely_names(torch.stack(features)), strict=True):
-                each.names = names
+            stacked = torch.stack(features)
+            each_seen = self.vision_names.seen_names(stacked)
+            for each, names, seen in zip(told, self.vision_names.likely_names(stacked), each_seen, strict=True):
+                each.names, each.seen = names, seen if len(seen) > 1 else []
         if self.config.vision_letters is not None:
             words = self.speech_letters.known_words if self.config.speech_letters is not None else Words({})
             for each, texts in zip(told, self.vision_letters.likely_texts(pixel_values, words), strict=True):
@@ -165,7 +170,7 @@ class MediaEncoding:
 
     def told_ids(self, told: list[Told]) -> torch.Tensor:
         """Ids of the likeliest name and text of each picture in turn, `[pictures, tokens]`, padding in front of each;
-        of a long text the beginning."""
+        of a long text the beginning. Of several things that are seen all names, with padding between them."""
         nothing = self.config.text_config.pad_token_id or 0
 
         def padded(ids: Sequence[int], room: int) -> list[int]:
@@ -174,7 +179,8 @@ class MediaEncoding:
         rows: list[list[int]] = [[] for _ in told]
         for row, each in zip(rows, told, strict=True):
             if each.names:
-                row += padded(each.names[0][0], self.config.vision_names["longest"])
+                seen = [token for name, _ in each.seen for token in (nothing, *name)][1:]
+                row += padded(seen or each.names[0][0], self.config.vision_names["longest"])
             if each.texts:
                 row += padded(self.vision_letters.tokens_of(each.texts[0][0]), self.vision_letters.tokens)
         return torch.tensor(rows, dtype=torch.long, device=self.device).reshape(len(told), -1)

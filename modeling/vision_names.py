@@ -1,5 +1,6 @@
 """What a picture shows, by name: one of a list that is given, for the decoder to say or to reason about."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,15 +10,21 @@ END = -1
 """Stands behind the ids of a name."""
 LIKELY = 8
 """Names of a picture that may be said."""
+SEEN = 0.3
+"""Probability at a place from which a thing counts as seen there."""
 UNNAMED = 0
 """The class of pictures that have none of the names; those of the list follow."""
+
+
+Named = list[tuple[tuple[int, ...], float]]
+"""Names as ids, with log-probabilities, the likeliest first."""
 
 
 class VisionNames(nn.Module):
     """Classifies a picture by the features of its tower, and gives the name as the decoder's own tokens.
 
     Tags beside a picture's tokens, as in Tag2Text (Huang et al., arXiv 2303.05657). A softmax over places tells where
-    to look.
+    to look for the one thing that a picture shows; of several each is seen at its own place.
 
     Args:
         feature_size: of the vision tower.
@@ -42,10 +49,21 @@ class VisionNames(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Features `[pictures, places, feature_size]` -> logits `[pictures, 1 + known]` of none and all names."""
-        features = self.norm(features.to(self.norm.weight.dtype))
+        features = self._normed(features)
         where = self.places(features).softmax(dim=1)
-        seen = nn.functional.gelu(self.down((where * features).sum(1)))
-        logits: torch.Tensor = self.head(self.dropout(seen))[:, : 1 + self.known]
+        return self._logits((where * features).sum(1))
+
+    def at_places(self, features: torch.Tensor) -> torch.Tensor:
+        """The same of what is at each place, `[pictures, places, 1 + known]`."""
+        return self._logits(self._normed(features))
+
+    def _normed(self, features: torch.Tensor) -> torch.Tensor:
+        normed: torch.Tensor = self.norm(features.to(self.norm.weight.dtype))
+        return normed
+
+    def _logits(self, features: torch.Tensor) -> torch.Tensor:
+        seen = nn.functional.gelu(self.down(features))
+        logits: torch.Tensor = self.head(self.dropout(seen))[..., : 1 + self.known]
         return logits.float()
 
     @torch.no_grad()
@@ -75,12 +93,24 @@ class VisionNames(nn.Module):
         return torch.tensor(classes, device=self.names.device)
 
     @torch.no_grad()
-    def likely_names(self, features: torch.Tensor) -> list[list[tuple[tuple[int, ...], float]]]:
+    def likely_names(self, features: torch.Tensor) -> list[Named]:
         """Ids of the likeliest names of each picture with their log-probabilities, the likeliest first; () of none."""
-        chances = self(features).log_softmax(-1).cpu()
-        best, places = chances.topk(min(LIKELY, chances.shape[1]))
-        ids = self.names.cpu()[places - 1]  # [pictures, names, longest]; those of none are not looked at
-        ids[places == UNNAMED] = END
+        return self._best(self(features).log_softmax(-1))
+
+    @torch.no_grad()
+    def seen_names(self, features: torch.Tensor) -> list[Named]:
+        """The same of what is seen somewhere in each picture, of which there may be several, and none is ()."""
+        chances = self.at_places(features).log_softmax(-1).amax(1)
+        return [
+            [(name, chance) for name, chance in names if name and chance > math.log(SEEN)]
+            for names in self._best(chances)
+        ]
+
+    def _best(self, chances: torch.Tensor) -> list[Named]:
+        """Ids of the classes that have the highest of `chances` `[pictures, 1 + known]`."""
+        best, classes = chances.cpu().topk(min(LIKELY, chances.shape[1]))
+        ids = self.names.cpu()[classes - 1]  # [pictures, names, longest]; those of none are not looked at
+        ids[classes == UNNAMED] = END
         return [
             [(tuple(token for token in name if token != END), chance) for name, chance in zip(*picture, strict=True)]
             for picture in zip(ids.tolist(), best.tolist(), strict=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 WORD_BYTES = 294_912
 """Room for the words that are known when a clip is heard or a picture is read."""
+NAME_TOKENS, TOLD_TOKENS = 8, 16
+"""Of the longest name, and of all names that are told of a picture."""
 
 
 def main() -> None:
@@ -29,13 +31,13 @@ def main() -> None:
 
     from mixlora import MixLoraForConditionalGeneration, MixLoraProcessor
     from mixlora.modeling.audio_processing_mixlora import MixLoraAudioProcessor
-    from mixlora.modeling.configuration_mixlora import VISION_NAMES, MixLoraTextConfig
+    from mixlora.modeling.configuration_mixlora import MixLoraTextConfig
     from mixlora.modeling.image_processing_mixlora import MixLoraImageProcessor
 
     torch.manual_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     every = [tokenizer(name, add_special_tokens=False)["input_ids"] for name in json.loads(args.names.read_text())]
-    names = [name for name in every if len(name) <= VISION_NAMES["longest"]]
+    names = [name for name in every if len(name) <= NAME_TOKENS]
     text = MixLoraTextConfig(
         vocab_size=len(tokenizer), hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=8,
         num_key_value_heads=4, max_position_embeddings=1024, pad_token_id=tokenizer.pad_token_id,
@@ -60,7 +62,7 @@ def main() -> None:
         speech_ctc_weight=0.6,
         vision_detail={},
         vision_letters={},
-        vision_names={"count": len(names), "hidden_size": 384, "dropout": 0.4},
+        vision_names={"count": len(names), "longest": TOLD_TOKENS, "hidden_size": 448, "dropout": 0.4},
         vision_told_weight=0.4,
     )
     model.model.speech_letters.learn_words(json.loads(args.words.read_text()))

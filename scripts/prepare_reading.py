@@ -18,7 +18,7 @@ from picture_files import eval_row
 from prepare_questions import clothes_question, digit_question, held_out_parts, training_parts
 from prepare_words import WORD_PROMPTS
 
-SOURCES = {"things": 3500, "clothes": 1000}
+SOURCES = {"things": 2500, "kinds": 1000, "clothes": 1000}
 """Rows whose pictures are taken of each file; hardly any of them shows letters."""
 NOTHING, ANSWER = ".", "Nothing is written there."
 QUESTIONS, TEST_QUESTIONS = 3000, 200

@@ -3,6 +3,8 @@
 Run: python scripts/prepare_scenes.py [SHARE]     (after scripts/fetch.py; SHARE, 0 to 1, writes a sample)
 Pictures go to build/data/pictures/scenes/, rows to build/data/scenes.jsonl and build/data/eval/.
 Training scenes are made of emoji in the training styles, the held-out ones of the same things in the held-out style.
+Scenes of emoji in all styles but that one go to build/data/scene_names.jsonl with the names of all that they show, a
+line each, and to build/data/scene_there.jsonl with a question whether something is there.
 """
 
 from __future__ import annotations
@@ -26,12 +28,13 @@ from picture_files import (
     place,
     save_scene,
 )
-from picture_things import HELD_OUT_STYLE, TRAIN_STYLES, Thing, emoji_split
+from picture_things import HELD_OUT_STYLE, MORE_STYLES, TRAIN_STYLES, emoji, emoji_split, plain_name
 
 if TYPE_CHECKING:
     from PIL import Image
 
-TRAIN_ROWS, TEST_SCENES, TEST_YES_NO = 6000, 450, 300
+TRAIN_ROWS, NAMED_SCENES, TEST_SCENES, TEST_YES_NO = 6000, 3000, 450, 300
+NAMED_PROMPT = "Which things do you see?"
 MOST = 6
 """Things that are counted."""
 FILL = (0.6, 0.95)
@@ -167,9 +170,8 @@ class Scenes:
         self.styles, self.rng, self.things = styles, rng, scene_things()
 
     def picture(self, name: str) -> Image.Image:
-        """A cut-out of a thing in one of the styles."""
-        icon = self.things[name][1]
-        return Thing(name, icon, self.rng.choice(self.styles), icon).picture()
+        """A cut-out of a thing in one of the styles that have it."""
+        return self.rng.choice(emoji([self.things[name][1]], self.styles)).picture()
 
     def names(self, count: int, but: str = "") -> list[str]:
         """Different things, none of them `but`."""
@@ -217,13 +219,18 @@ class Scenes:
     def is_there(self, yes: bool) -> Question:
         """One to four things; a "no" asks for one that isn't there, out of the group of one that is."""
         shown = self.names(self.rng.randint(1, 4))
+        question = self.whether_there(shown, yes)
+        scene = compose([self.picture(name) for name in shown], spots(len(shown), self.rng), self.rng)
+        return question, "yes" if yes else "no", scene
+
+    def whether_there(self, shown: list[str], yes: bool) -> str:
+        """Asks for one of these things, or for one that is not there, out of the group of one that is."""
         asked = self.rng.choice(shown)
         if not yes:
             group = self.things[asked][0]
             asked = self.rng.choice([n for n, (of, _) in self.things.items() if of == group and n not in shown])
-        scene = compose([self.picture(name) for name in shown], spots(len(shown), self.rng), self.rng)
         verb = "Are" if asked in SEVERAL and asked.endswith("s") else "Is"
-        return f"{verb} there {one(asked)}?", "yes" if yes else "no", scene
+        return f"{verb} there {one(asked)}?"
 
     def kinds(self) -> list[Callable[[], Question]]:
         """The questions whose answers are words and numbers."""
@@ -247,6 +254,26 @@ def train_rows(share: float) -> Iterator[dict[str, Any]]:
         yield chat_row("scenes", answer, question, images=[str(path.relative_to(DATA))])
 
 
+def named_rows(share: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The names of what scenes show, and questions about every other one, whose things [`scene_things`] knows."""
+    rng = random.Random(f"{SEED} named")
+    scenes, every = Scenes((*TRAIN_STYLES, *MORE_STYLES), rng), emoji_split()["train"]
+    names, questions = [], []
+    for serial in with_progress(list(range(round(NAMED_SCENES * share))), "named scenes"):
+        count, known = rng.randint(1, 4), serial % 2 == 0
+        shown = scenes.names(count) if known else rng.sample(every, count)
+        icons = [scenes.things[name][1] for name in shown] if known else shown
+        cut_outs = [rng.choice(emoji([icon], scenes.styles)).picture() for icon in icons]
+        path = saved(compose(cut_outs, spots(count, rng), rng), "named", serial)
+        images = [str(path.relative_to(DATA))]
+        names.append(chat_row("scene_names", "\n".join(map(plain_name, icons)), NAMED_PROMPT, images=images))
+        if known:
+            yes = serial % 4 == 0
+            question = scenes.whether_there(shown, yes)
+            questions.append(chat_row("scene_there", "yes" if yes else "no", question, images=images))
+    return names, questions
+
+
 def test_rows(task: str, count: int) -> Iterator[dict[str, Any]]:
     """Held-out scenes of things drawn in a style that training never shows."""
     scenes = Scenes((HELD_OUT_STYLE,), random.Random(f"{SEED} {task}"))
@@ -264,6 +291,9 @@ def main() -> None:
     write_jsonl(EVAL / "scenes.jsonl", test_rows("scenes", round(TEST_SCENES * share)))
     write_jsonl(EVAL / "scene_yes_no.jsonl", test_rows("scene_yes_no", round(TEST_YES_NO * share)))
     write_jsonl(DATA / "scenes.jsonl", train_rows(share))
+    names, questions = named_rows(share)
+    write_jsonl(DATA / "scene_names.jsonl", names)
+    write_jsonl(DATA / "scene_there.jsonl", questions)
 
 
 if __name__ == "__main__":

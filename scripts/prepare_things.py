@@ -1,8 +1,9 @@
 """Write the rows that name things: stamps with captions, emoji in several styles, kinds of clip art.
 
 Run: python scripts/prepare_things.py [SHARE]     (after scripts/fetch.py; SHARE, 0 to 1, writes a sample)
-Pictures go to build/data/pictures/things/, rows to build/data/things.jsonl and build/data/eval/. The emoji of training
-in more styles go to build/data/things_more.jsonl, and drawings whose files are called like one of these things to
+Pictures go to build/data/pictures/things/, rows to build/data/things.jsonl and build/data/eval/, and those that ask
+for the kind of a drawing to build/data/kinds.jsonl. The emoji of training in more styles go to
+build/data/things_more.jsonl, and drawings whose files are called like one of these things to
 build/data/drawings.jsonl.
 """
 
@@ -38,7 +39,7 @@ STYLE_ROWS = 500
 STAMP_PROMPTS = ("What is this?", "What do you see?", "What does the picture show?", "What is in the picture?")
 EMOJI_PROMPTS = ("Which emoji is this?", "Name this emoji.", "What does this emoji show?")
 NAMES = DATA / "names.json"
-"""All answers of the training rows."""
+"""The names of emoji and stamps that training shows."""
 SYNONYMS = {
     "automobile": ("car",),
     "ballot box with ballot": ("ballot box",),
@@ -142,8 +143,8 @@ def shows_something(thing: Thing) -> bool:
 
 
 def drawing_draws(names: Collection[str], rng: random.Random) -> list[tuple[str, Thing]]:
-    """The same of drawings that have one of these names; what they are a kind of is no name."""
-    drawings = [drawing for drawing in named_drawings(set(names) - set(CLIP_ART_KINDS)) if shows_something(drawing)]
+    """The same of drawings that have one of these names."""
+    drawings = [drawing for drawing in named_drawings(names) if shows_something(drawing)]
     draws = [(rng.choice(STAMP_PROMPTS), drawing) for drawing in drawings for _ in range(MORE_DRAWS)]
     rng.shuffle(draws)
     return draws
@@ -156,7 +157,8 @@ def train_rows(
     for serial, (prompt, thing) in enumerate(with_progress(draws[: round(len(draws) * share)], folder)):
         stem = DATA / f"pictures/things/{folder}/{thing.style.replace(' ', '_')}_{serial:05d}"
         path = save_scene(picture_of(thing.picture(), rng), stem)
-        yield chat_row("things", thing.name, prompt, images=[str(path.relative_to(DATA))])
+        task = "kinds" if thing.name in CLIP_ART_KINDS else "things"
+        yield chat_row(task, thing.name, prompt, images=[str(path.relative_to(DATA))])
 
 
 def test_rows(task: str, rows: list[tuple[str, Thing, list[str]]], rng: random.Random) -> Iterator[dict[str, Any]]:
@@ -186,11 +188,13 @@ def write_held_out(rng: random.Random, share: float) -> None:
 def main() -> None:
     """Write the held-out splits, then the training rows."""
     share = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
-    names = sorted({thing.name for _, thing in training_draws(random.Random(SEED))})
+    names = sorted({thing.name for _, thing in training_draws(random.Random(SEED))} - set(CLIP_ART_KINDS))
     NAMES.write_text(json.dumps(names, indent=0))
     write_held_out(random.Random(f"{SEED} held out"), share)
     rng = random.Random(SEED)
-    write_jsonl(DATA / "things.jsonl", train_rows(training_draws(rng), "train", rng, share))
+    rows = list(train_rows(training_draws(rng), "train", rng, share))
+    for task in ("things", "kinds"):
+        write_jsonl(DATA / f"{task}.jsonl", (row for row in rows if row["task"] == task))
     rng = random.Random(f"{SEED} more")
     write_jsonl(DATA / "things_more.jsonl", train_rows(more_draws(rng), "more", rng, share))
     rng = random.Random(f"{SEED} drawings")

@@ -13,11 +13,13 @@ from mixlora.modeling.routed_function import apply_linear
 from mixlora.training.expert_adapters import Balance
 from mixlora.training.groups import NAMES, READER
 from mixlora.training.objectives import (
+    IGNORED,
     ctc_loss,
     ctc_targets,
     letter_ctc_loss,
     line_ctc_loss,
     next_token_losses,
+    place_loss,
     response_mask,
 )
 from mixlora.training.step_base import Inputs, NumItems, Outcome
@@ -32,7 +34,7 @@ class SupervisedStep:
     Args:
         ctc_weight: share of the loss that is CTC.
         train: names of the groups that learn.
-        pad, end: ids of the tokens of padding and of the end of an answer.
+        pad, end, line_break: ids of the tokens of padding, of the end of an answer and of the end of a line.
         accumulation: batches of an optimizer step; CTC is averaged over them.
         balance: of experts, added where the decoder runs.
     """
@@ -45,9 +47,10 @@ class SupervisedStep:
         accumulation: int = 1,
         balance: Balance | None = None,
         train: Collection[str] = (),
+        line_break: int = -1,
     ):
         self.ctc_weight, self.pad, self.end, self.accumulation = ctc_weight, pad, end, accumulation
-        self.train = train
+        self.train, self.line_break = train, line_break
         self.balance = balance or Balance()
 
     def __call__(self, model: Any, inputs: Inputs, num_items: NumItems) -> Outcome:
@@ -92,17 +95,29 @@ class SupervisedStep:
         return loss + self.ctc_weight * heard, figures
 
     def _names(self, model: MixLoraForConditionalGeneration, inputs: Inputs) -> torch.Tensor:
-        """Cross entropy of the names, of each row's picture."""
+        """Cross entropy of the name of each row's picture, and how badly its places tell it; of several names, which
+        are a line each, the second alone."""
         labels, classifier = inputs["labels"], model.model.vision_names
         features = inputs.get("mm_encoder_outputs", {}).get("image_features", [])
         if not features and "pixel_values" in inputs:
             features = model.model.encode_vision(inputs["pixel_values"])
         if len(features) != len(labels):
             raise ValueError(f"names need one picture in every row, got {len(features)} in {len(labels)} rows")
-        rows = sum_over_ranks(torch.tensor(len(labels), device=model.device)) * self.accumulation
-        logits = classifier(torch.stack([each.to(model.device) for each in features]))
-        classes = classifier.classes_of(ctc_targets(labels, self.end))
-        return torch.nn.functional.cross_entropy(logits, classes, reduction="sum", label_smoothing=SMOOTHING) / rows
+        taught = (labels != IGNORED).any(dim=1)
+        rows = sum_over_ranks(taught.sum()).clamp(min=1) * self.accumulation
+        stacked = torch.stack([each.to(model.device) for each in features])[taught]
+        lines = [self._lines(target) for target in ctc_targets(labels[taught], self.end)]
+        classes = classifier.classes_of([line for each in lines for line in each]).split([len(each) for each in lines])
+        alone = torch.tensor([len(each) == 1 for each in lines], dtype=torch.bool, device=model.device)
+        single = torch.tensor([int(each[0]) for each in classes], dtype=torch.long, device=model.device)[alone]
+        logits = classifier(stacked[alone])
+        whole = torch.nn.functional.cross_entropy(logits, single, reduction="sum", label_smoothing=SMOOTHING)
+        return (whole + place_loss(classifier.at_places(stacked), classes)) / rows
+
+    def _lines(self, target: torch.Tensor) -> list[torch.Tensor]:
+        """The ids of each line of an answer."""
+        breaks = (target == self.line_break).nonzero().squeeze(1).tolist()
+        return [target[start:end] for start, end in zip([0, *(at + 1 for at in breaks)], [*breaks, None], strict=True)]
 
     def _ctc(self, model: MixLoraForConditionalGeneration, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
         said = sum(len(target) for target in ctc_targets(labels, self.end))

@@ -24,7 +24,8 @@ def build_step(loaded: LoadedStage) -> tuple[Step, Collator]:
     collator, balance = Collator(loaded.media, pad), balance_of(loaded.model, stage)
     accumulation, kept = stage.gradient_accumulation, stage.teacher_cache
     if stage.objective == "sft":
-        return SupervisedStep(stage.ctc_weight, pad, end, accumulation, balance, stage.train), collator
+        line_break = (tokenizer("\n", add_special_tokens=False)["input_ids"] or [-1])[-1]
+        return SupervisedStep(stage.ctc_weight, pad, end, accumulation, balance, stage.train, line_break), collator
     if stage.objective == "mimic" and stage.mimic.on_policy:
         check_on_policy(stage)
     teacher = build_teacher(loaded, collator) if stage.teacher else None

@@ -178,6 +178,17 @@ def test_a_teller_has_the_probability_that_there_is_something_to_tell() -> None:
     assert 0.05 < none < 0.95
 
 
+@torch.no_grad()
+def test_of_several_things_each_may_be_the_answer() -> None:
+    model = telling_model()
+    picture = batch_inputs([told_row("image")])
+    media = model.model.encode_media(picture["input_ids"], picture["pixel_values"])
+    media["image"].told[0].seen = [((11, 12, 13), -0.2), ((16, 17), -0.7)]
+    [guide] = model.guides(picture["input_ids"], media, [9])
+    [(scorer, chance), *_] = guide.tellers[0]
+    assert chance == 1 and sorted(scorer(()).tokens.tolist()) == [11, 16]
+
+
 def test_the_weight_is_checked() -> None:
     for wrong in (0.5, -0.1):
         with pytest.raises(StrictDataclassClassValidationError, match="goes from 0 to below 0.5"):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mixlora.modeling.media_encoding import Told
 from mixlora.modeling.vision_names import UNNAMED, VisionNames
 from tests.modeling.model_fixtures import IMAGE, PAD, batch_inputs, row_inputs, tiny_model
 
@@ -27,6 +28,27 @@ def test_a_picture_is_given_likely_names_or_none() -> None:
         for names in part.likely_names(features):
             assert [name for name, _ in names] == [(12, 13), (), (11,), (14, 15, 16)]
             assert [chance for _, chance in names] == pytest.approx(chances)
+
+
+def test_several_things_are_seen_each_at_its_place(monkeypatch) -> None:
+    part = named_part()
+    logits = torch.zeros(2, 4, 4)  # [pictures, places, classes]
+    logits[:, :, 0] = 6  # nothing is there
+    logits[0, 1] = torch.tensor([0.0, 0.0, 2.0, 1.0])
+    logits[0, 3] = torch.tensor([0.0, 3.0, 0.0, 0.0])
+    monkeypatch.setattr(part, "at_places", lambda features: logits)
+    several, none = part.seen_names(torch.randn(2, 4, 6))
+    assert [name for name, _ in several] == [(11,), (12, 13)] and none == []  # the third never reaches SEEN
+    chances = logits[0].log_softmax(-1)
+    assert [chance for _, chance in several] == pytest.approx([float(chances[3, 1]), float(chances[1, 2])])
+
+
+def test_places_are_told_by_what_is_there_alone() -> None:
+    part, features = named_part(), torch.randn(2, 4, 6)
+    places = part.at_places(features)
+    assert places.shape == (2, 4, 1 + 3)
+    torch.testing.assert_close(part.at_places(features[:1, 2:3]), places[:1, 2:3])
+    torch.testing.assert_close(part(features[:1, 2:3]), places[:1, 2])  # of one place the whole is that place
 
 
 def test_dropout_acts_in_training_alone() -> None:
@@ -91,6 +113,28 @@ def test_names_come_before_what_is_written() -> None:
     pixels = row_inputs("image")["pixels"]
     told = model.model.told(pixels, model.model.encode_vision(pixels))
     assert model.model.told_ids(told).tolist() == [[PAD, PAD, 11, PAD, PAD]]
+
+
+def test_names_of_several_things_share_the_room() -> None:
+    model = tiny_model(vision_names=SIZES | {"longest": 6})
+    named = [((11,), -0.1), ((), -3.0)]
+    for seen, ids in (
+        ([], [PAD, PAD, PAD, PAD, PAD, 11]),
+        ([((12, 13), -0.1), ((11,), -0.2)], [PAD, PAD, 12, 13, PAD, 11]),
+        ([((14, 15, 16), -0.1), ((12, 13), -0.2), ((11,), -0.2)], [14, 15, 16, PAD, 12, 13]),
+    ):
+        assert model.model.told_ids([Told(names=named, seen=seen)]).tolist() == [ids]
+
+
+def test_one_thing_is_not_several() -> None:
+    model = tiny_model(vision_names=SIZES)
+    model.model.vision_names.learn_names(NAMES)
+    pixels = row_inputs("image")["pixels"]
+    features = model.model.encode_vision(pixels)
+    for seen, kept in (([], 0), ([((11,), -0.1)], 0), ([((11,), -0.1), ((12, 13), -0.3)], 2)):
+        model.model.vision_names.seen_names = lambda _, seen=seen: [seen]
+        [told] = model.model.told(pixels, features)
+        assert len(told.seen) == kept and len(told.names) == 4
 
 
 def test_wrong_settings_are_named() -> None:

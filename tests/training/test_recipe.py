@@ -25,12 +25,12 @@ def recipe(tmp_path: Path) -> Path:
 
 STAGES = {
     "default": [
-        "text", "text_copy", "text_chat", "letters", "letters_more", "names", "vision_align", "vision_sft",
+        "text", "text_copy", "text_chat", "letters", "letters_more", "names", "names_places",
+        "vision_align", "vision_sft",
         "speech_align", "speech_copy", "speech_sft", "speech_voices", "speech_more", "speech_mend",
         "vision_polish", "vision_speech", "vision_mix", "vision_detail", "vision_numbers", "vision_digits",
         "vision_practice", "vision_listen", "vision_views", "vision_questions", "vision_answers", "vision_verify",
-        "vision_told", "vision_read", "vision_more", "vision_heard",
-        "vision_asked",
+        "vision_told", "vision_read", "vision_more", "vision_heard", "vision_asked",
     ],
     "smoke": [
         "text", "vision_align", "vision_tower", "speech_align", "speech_sft", "vision_speech", "streamed", "mimic",

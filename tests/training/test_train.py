@@ -21,8 +21,11 @@ from mixlora.training.data.collate import Collator, Tokenizer
 from mixlora.training.data.media import Media
 from mixlora.training.data.rows import read_rows
 from mixlora.training.groups import copy_groups
+from mixlora.training.objectives import place_loss
 from mixlora.training.stages import RecipeError
+from mixlora.training.steps import SupervisedStep
 from mixlora.training.trainer import StageTrainer, last_checkpoint
+from tests.modeling.model_fixtures import tiny_model
 from tests.training.training_fixtures import chat, make_start, write_recipe, write_rows
 
 ADAPTERS = ["adapter.vision", "adapter.speech"]
@@ -215,6 +218,21 @@ def test_names_are_learnt_from_answers_that_are_names(tmp_path: Path, rows: Path
         entry.train(recipe, tmp_path / "other", ["only.train=[vision_names, adapter.vision]"])
     with pytest.raises(ValueError, match="names need one picture in every row, got"):
         entry.train(write_recipe(tmp_path, start, rows, ["vision_names"]), tmp_path / "mixed")
+
+
+def test_of_several_names_places_learn_alone() -> None:
+    """A line each; a row without labels teaches nothing."""
+    model = tiny_model(vision_names={"count": 4, "longest": 2, "hidden_size": 5})
+    part = model.model.vision_names
+    part.learn_names([[11], [12, 13]])
+    labels = torch.tensor([[12, 13, 7, 11, 9], [11, 9, -100, -100, -100], [-100] * 5])  # 7 breaks a line, 9 ends
+    features = list(torch.randn(3, 4, part.norm.normalized_shape[0]))
+    step = SupervisedStep(0.0, 0, 9, train=["vision_names"], line_break=7)
+    loss, _ = step(model, {"labels": labels, "mm_encoder_outputs": {"image_features": features}}, None)
+    stacked = torch.stack(features)
+    whole = torch.nn.functional.cross_entropy(part(stacked[1:2]), torch.tensor([1]), label_smoothing=0.1)
+    places = place_loss(part.at_places(stacked[:2]), [torch.tensor([2, 1]), torch.tensor([1])])
+    torch.testing.assert_close(loss, (whole + places) / 2)
 
 
 def test_ctc_refuses_a_row_without_a_clip(tmp_path: Path, start: str, rows: Path) -> None:

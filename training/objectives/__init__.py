@@ -11,6 +11,7 @@ from mixlora.training.objectives.supervised import (
     line_ctc_loss,
     next_token_loss,
     next_token_losses,
+    place_loss,
     response_mask,
 )
 
@@ -26,6 +27,7 @@ __all__ = [
     "mimic_loss",
     "next_token_loss",
     "next_token_losses",
+    "place_loss",
     "preference_loss",
     "response_mask",
     "sequence_log_probs",

@@ -115,6 +115,30 @@ def line_ctc_loss(
     return _ctc_sum(list(read.flatten(0, 1)), lines, labels.repeat_interleave(read.shape[1], 0), 0) / num_items
 
 
+def place_loss(logits: torch.Tensor, classes: Sequence[torch.Tensor]) -> torch.Tensor:
+    """How badly places tell what pictures show, where nobody says at which place: each thing at one of them at least
+    (the noisy-or of multiple-instance learning: Maron and Lozano-Perez, NIPS 1997), and nothing else at any.
+
+    Args:
+        logits: of what is at each place, `[pictures, places, classes]`; class 0 is nothing.
+        classes: of all things in each picture, `[things]`.
+
+    Returns:
+        The sum over pictures of the negative log-likelihoods, that of the second kind a place.
+    """
+    scores = logits.log_softmax(-1)
+    shown = torch.zeros(len(logits), logits.shape[-1], dtype=torch.bool, device=logits.device)
+    for row, things in zip(shown, classes, strict=True):
+        row[things] = True
+    shown[:, 0] = True
+    other = scores.masked_fill(~shown[:, None], -torch.inf).logsumexp(-1).mean(1)
+    shown[:, 0] = False
+    pictures, things = shown.nonzero(as_tuple=True)
+    nowhere = torch.log1p(-scores[pictures, :, things].exp().clamp(max=1 - 1e-4)).sum(-1)
+    somewhere = torch.log1p(-nowhere.exp().clamp(max=1 - 1e-6))
+    return -(other.sum() + somewhere.sum())
+
+
 def _ctc_sum(
     scores: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], labels: torch.Tensor, blank: int
 ) -> torch.Tensor:

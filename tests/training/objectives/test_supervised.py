@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mixlora.training.objectives import ctc_loss, letter_ctc_loss, line_ctc_loss, next_token_loss
+from mixlora.training.objectives import ctc_loss, letter_ctc_loss, line_ctc_loss, next_token_loss, place_loss
 
 
 def test_loss_is_normalised_by_the_tokens_of_the_step() -> None:
@@ -103,3 +103,25 @@ def test_lines_of_a_picture_are_read_each_by_itself() -> None:
     torch.testing.assert_close(loss, sum(wanted) / 4)
     with pytest.raises(ValueError, match="one picture in every row, got 2 pictures in 3 rows"):
         line_ctc_loss(read[:2], labels, lines_of, end=5, num_items=4)
+
+
+def test_each_thing_is_seen_somewhere_and_nothing_else_anywhere() -> None:
+    logits = torch.randn(3, 4, 5, requires_grad=True)
+    classes = [torch.tensor([2, 4]), torch.tensor([0]), torch.tensor([1])]  # of the second picture nothing is known
+    chances = logits.softmax(-1)
+    wanted = 0.0
+    for picture, things in zip(chances, ([2, 4], [], [1]), strict=True):
+        wanted -= picture[:, [0, *things]].sum(-1).log().mean()
+        for thing in things:
+            wanted -= (1 - (1 - picture[:, thing]).prod()).log()
+    torch.testing.assert_close(place_loss(logits, classes), wanted)
+    assert place_loss(logits[:0], []) == 0
+
+
+def test_places_that_are_sure_have_gradients() -> None:
+    logits = torch.zeros(1, 2, 3)
+    logits[0, 0, 1] = 60  # surely there; the other thing surely not
+    logits.requires_grad_()
+    loss = place_loss(logits, [torch.tensor([1, 2])])
+    loss.backward()
+    assert loss.isfinite() and logits.grad.isfinite().all() and logits.grad[0, 1, 2] < 0
