@@ -11,6 +11,7 @@ from .configuration_mixlora import MixLoraConfig
 from .ctc_prefix import CtcGuide, CtcPrefixScorer, TextScorer
 from .media_encoding import Heard, MediaOutput, Told
 from .told_guide import NameScorer, Teller, ToldGuide
+from .vision_names import Named
 
 Some = TypeVar("Some")
 
@@ -74,7 +75,7 @@ class GuidedAnswers:
 
         def tellers(told: Told) -> list[Teller]:
             result: list[Teller] = []
-            names, chance = (told.seen, 1.0) if told.seen else _something(told.names)
+            names, chance = _names_of(told)
             if names:
                 result.append((NameScorer(names), chance))
             texts, chance = _something(told.texts)
@@ -120,6 +121,18 @@ class GuidedAnswers:
         given = (kwargs.get("eos_token_id"), config and config.eos_token_id, self.generation_config.eos_token_id)
         ends: int | list[int] = next((one for one in given if one is not None), [])
         return torch.as_tensor(ends).flatten().tolist()
+
+
+def _names_of(told: Told) -> tuple[Named, float]:
+    """Names that a picture may be called, and of several things that are seen each as well as another; and the
+    probability that there is one."""
+    names, chance = _something(told.names)
+    if not told.seen:
+        return names, chance
+    scores = dict.fromkeys((name for name, _ in told.seen), -math.log(len(told.seen)))
+    for name, score in names:
+        scores[name] = max(score, scores.get(name, -math.inf))
+    return list(scores.items()), 1.0
 
 
 def _something(likely: list[tuple[Some, float]]) -> tuple[list[tuple[Some, float]], float]:

@@ -10,8 +10,8 @@ END = -1
 """Stands behind the ids of a name."""
 LIKELY = 8
 """Names of a picture that may be said."""
-SEEN = 0.3
-"""Probability at a place from which a thing counts as seen there."""
+SEEN = 0.5
+"""Probability that a thing is at some place, from which it counts as seen."""
 UNNAMED = 0
 """The class of pictures that have none of the names; those of the list follow."""
 
@@ -99,12 +99,18 @@ class VisionNames(nn.Module):
 
     @torch.no_grad()
     def seen_names(self, features: torch.Tensor) -> list[Named]:
-        """The same of what is seen somewhere in each picture, of which there may be several, and none is ()."""
-        chances = self.at_places(features).log_softmax(-1).amax(1)
-        return [
-            [(name, chance) for name, chance in names if name and chance > math.log(SEEN)]
-            for names in self._best(chances)
-        ]
+        """The same of what is seen somewhere in each picture, of which there may be several, and none is ().
+
+        What is at one place is taken to be independent of the others (noisy-or), as in learning; a name that is second
+        where it is likeliest is another name of the same thing.
+        """
+        places = self.at_places(features).softmax(-1)
+        places[..., UNNAMED] = 0
+        nowhere = torch.log1p(-places.clamp(max=1 - 1e-6)).sum(1)
+        somewhere = (-torch.expm1(nowhere)).log()  # [pictures, 1 + known]
+        first = places.argmax(2).gather(1, places.argmax(1)) == torch.arange(places.shape[2], device=places.device)
+        somewhere.masked_fill_(~first, -torch.inf)
+        return [[each for each in names if each[1] > math.log(SEEN)] for names in self._best(somewhere)]
 
     def _best(self, chances: torch.Tensor) -> list[Named]:
         """Ids of the classes that have the highest of `chances` `[pictures, 1 + known]`."""

@@ -183,10 +183,14 @@ def test_of_several_things_each_may_be_the_answer() -> None:
     model = telling_model()
     picture = batch_inputs([told_row("image")])
     media = model.model.encode_media(picture["input_ids"], picture["pixel_values"])
-    media["image"].told[0].seen = [((11, 12, 13), -0.2), ((16, 17), -0.7)]
+    told = media["image"].told[0]
+    told.names = [((14, 15), math.log(0.7)), ((), math.log(0.2)), ((16, 17), math.log(0.1))]
+    told.seen = [((11, 12, 13), -0.2), ((16, 17), -0.7)]
     [guide] = model.guides(picture["input_ids"], media, [9])
     [(scorer, chance), *_] = guide.tellers[0]
-    assert chance == 1 and sorted(scorer(()).tokens.tolist()) == [11, 16]
+    expected = scorer(())
+    shares = dict(zip(expected.tokens.tolist(), expected.chances.exp().tolist(), strict=True))
+    assert chance == 1 and shares[14] / shares[11] == pytest.approx(1.4) and shares[16] == pytest.approx(shares[11])
 
 
 def test_the_weight_is_checked() -> None:

@@ -1,5 +1,7 @@
 """What a picture shows by name, given to the decoder as its own tokens."""
 
+import math
+
 import pytest
 import torch
 
@@ -38,9 +40,14 @@ def test_several_things_are_seen_each_at_its_place(monkeypatch) -> None:
     logits[0, 3] = torch.tensor([0.0, 3.0, 0.0, 0.0])
     monkeypatch.setattr(part, "at_places", lambda features: logits)
     several, none = part.seen_names(torch.randn(2, 4, 6))
-    assert [name for name, _ in several] == [(11,), (12, 13)] and none == []  # the third never reaches SEEN
-    chances = logits[0].log_softmax(-1)
-    assert [chance for _, chance in several] == pytest.approx([float(chances[3, 1]), float(chances[1, 2])])
+    assert [name for name, _ in several] == [(11,), (12, 13)] and none == []  # the third is rather nowhere
+    chances = logits[0].softmax(-1)
+    for (_, score), number in zip(several, (1, 2), strict=True):
+        assert math.exp(score) == pytest.approx(
+            1 - math.prod(1 - float(each) for each in chances[:, number]), abs=1e-5
+        )
+    logits[0, :, 3] = 5  # a third at each of four places
+    assert (14, 15, 16) in [name for name, _ in part.seen_names(torch.randn(2, 4, 6))[0]]
 
 
 def test_places_are_told_by_what_is_there_alone() -> None:
