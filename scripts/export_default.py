@@ -2,7 +2,7 @@
 
 Matrices whose values float8 (e4m3) holds to the last bit are kept so; `from_pretrained` reads them like any other.
 
-python scripts/export_default.py build/train/32-vision_asked mixlora/default --round vision_names
+python scripts/export_default.py build/train/33-vision_there mixlora/default --round vision_names
 """
 
 import argparse

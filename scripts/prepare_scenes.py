@@ -4,7 +4,7 @@ Run: python scripts/prepare_scenes.py [SHARE]     (after scripts/fetch.py; SHARE
 Pictures go to build/data/pictures/scenes/, rows to build/data/scenes.jsonl and build/data/eval/.
 Training scenes are made of emoji in the training styles, the held-out ones of the same things in the held-out style.
 Scenes of emoji in all styles but that one go to build/data/scene_names.jsonl with the names of all that they show, a
-line each, and to build/data/scene_there.jsonl with a question whether something is there.
+line each, and to build/data/scene_there.jsonl with questions whether something is there.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 TRAIN_ROWS, NAMED_SCENES, TEST_SCENES, TEST_YES_NO = 6000, 3000, 450, 300
-NAMED_PROMPT = "Which things do you see?"
+NAMED_PROMPT, QUESTIONS_EACH = "Which things do you see?", 6
 MOST = 6
 """Things that are counted."""
 FILL = (0.6, 0.95)
@@ -103,6 +103,11 @@ def one(name: str) -> str:
     if name in SEVERAL:
         return name
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def there_question(name: str) -> str:
+    """Whether there is one, or are several, of a name."""
+    return f"{'Are' if name in SEVERAL and name.endswith('s') else 'Is'} there {one(name)}?"
 
 
 def star(side: int) -> list[tuple[float, float]]:
@@ -219,18 +224,17 @@ class Scenes:
     def is_there(self, yes: bool) -> Question:
         """One to four things; a "no" asks for one that isn't there, out of the group of one that is."""
         shown = self.names(self.rng.randint(1, 4))
-        question = self.whether_there(shown, yes)
+        question = there_question(self.asked_for(shown, yes))
         scene = compose([self.picture(name) for name in shown], spots(len(shown), self.rng), self.rng)
         return question, "yes" if yes else "no", scene
 
-    def whether_there(self, shown: list[str], yes: bool) -> str:
-        """Asks for one of these things, or for one that is not there, out of the group of one that is."""
+    def asked_for(self, shown: list[str], yes: bool) -> str:
+        """One of these things, or one that is not there, out of the group of one that is."""
         asked = self.rng.choice(shown)
-        if not yes:
-            group = self.things[asked][0]
-            asked = self.rng.choice([n for n, (of, _) in self.things.items() if of == group and n not in shown])
-        verb = "Are" if asked in SEVERAL and asked.endswith("s") else "Is"
-        return f"{verb} there {one(asked)}?"
+        if yes:
+            return asked
+        group = self.things[asked][0]
+        return self.rng.choice([n for n, (of, _) in self.things.items() if of == group and n not in shown])
 
     def kinds(self) -> list[Callable[[], Question]]:
         """The questions whose answers are words and numbers."""
@@ -254,24 +258,39 @@ def train_rows(share: float) -> Iterator[dict[str, Any]]:
         yield chat_row("scenes", answer, question, images=[str(path.relative_to(DATA))])
 
 
-def named_rows(share: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The names of what scenes show, and questions about every other one, whose things [`scene_things`] knows."""
+def named_rows(share: float) -> Iterator[dict[str, Any]]:
+    """Scenes with the names of all that they show, a line each; every other one has only [`scene_things`]."""
     rng = random.Random(f"{SEED} named")
     scenes, every = Scenes((*TRAIN_STYLES, *MORE_STYLES), rng), emoji_split()["train"]
-    names, questions = [], []
     for serial in with_progress(list(range(round(NAMED_SCENES * share))), "named scenes"):
-        count, known = rng.randint(1, 4), serial % 2 == 0
-        shown = scenes.names(count) if known else rng.sample(every, count)
-        icons = [scenes.things[name][1] for name in shown] if known else shown
+        count = rng.randint(1, 4)
+        icons = (
+            [scenes.things[name][1] for name in scenes.names(count)] if serial % 2 == 0 else rng.sample(every, count)
+        )
         cut_outs = [rng.choice(emoji([icon], scenes.styles)).picture() for icon in icons]
         path = saved(compose(cut_outs, spots(count, rng), rng), "named", serial)
-        images = [str(path.relative_to(DATA))]
-        names.append(chat_row("scene_names", "\n".join(map(plain_name, icons)), NAMED_PROMPT, images=images))
-        if known:
-            yes = serial % 4 == 0
-            question = scenes.whether_there(shown, yes)
-            questions.append(chat_row("scene_there", "yes" if yes else "no", question, images=images))
-    return names, questions
+        names = "\n".join(map(plain_name, icons))
+        yield chat_row("scene_names", names, NAMED_PROMPT, images=[str(path.relative_to(DATA))])
+
+
+def there_rows(named: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """QUESTIONS_EACH questions about each of these rows' scenes, in two wordings, half of them about what is there."""
+    rng = random.Random(f"{SEED} there")
+    scenes, every = Scenes(TRAIN_STYLES, rng), [plain_name(name) for name in emoji_split()["train"]]
+    known = {plain_name(icon): name for name, (_, icon) in scenes.things.items()}
+    rows = []
+    for row in named:
+        (picture, _), shown = row["messages"][0]["content"], row["messages"][1]["content"].split("\n")
+        for index in range(QUESTIONS_EACH):
+            yes = index % 2 == 0
+            if all(name in known for name in shown):
+                asked = scenes.asked_for([known[name] for name in shown], yes)
+            else:
+                asked = rng.choice(shown) if yes else rng.choice([name for name in every if name not in shown])
+            question = f"Is this in the picture: {asked}?" if index % 3 == 2 else there_question(asked)
+            rows.append(chat_row("scene_there", "yes" if yes else "no", question, images=[picture["path"]]))
+    rng.shuffle(rows)
+    return rows
 
 
 def test_rows(task: str, count: int) -> Iterator[dict[str, Any]]:
@@ -291,9 +310,9 @@ def main() -> None:
     write_jsonl(EVAL / "scenes.jsonl", test_rows("scenes", round(TEST_SCENES * share)))
     write_jsonl(EVAL / "scene_yes_no.jsonl", test_rows("scene_yes_no", round(TEST_YES_NO * share)))
     write_jsonl(DATA / "scenes.jsonl", train_rows(share))
-    names, questions = named_rows(share)
-    write_jsonl(DATA / "scene_names.jsonl", names)
-    write_jsonl(DATA / "scene_there.jsonl", questions)
+    named = list(named_rows(share))
+    write_jsonl(DATA / "scene_names.jsonl", named)
+    write_jsonl(DATA / "scene_there.jsonl", there_rows(named))
 
 
 if __name__ == "__main__":
