@@ -2,7 +2,8 @@
 
 Matrices whose values float8 (e4m3) holds to the last bit are kept so; `from_pretrained` reads them like any other.
 
-python scripts/export_default.py build/train/33-vision_there mixlora/default --round vision_names
+python scripts/export_default.py build/train/32-vision_asked mixlora/default --round vision_names \
+    --mean build/train/31-vision_heard --share 0.25
 """
 
 import argparse
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--mean", type=Path, help="another stage: the weights are the mean of both")
+    parser.add_argument("--share", type=float, default=0.5, help="of the other stage in the mean")
     parser.add_argument("--round", nargs="*", default=[], metavar="GROUP", help="round matrices to what float8 holds")
     args = parser.parse_args()
 
@@ -57,7 +59,7 @@ def main() -> None:
         other = MixLoraForConditionalGeneration.from_pretrained(args.mean, dtype=torch.float32)
         with torch.no_grad():
             for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
-                ours.lerp_(theirs, 0.5)
+                ours.lerp_(theirs, args.share)
     groups = model.parameter_groups()
     if unknown := sorted(set(args.round) - set(groups)):
         parser.error(f"--round: no group {', '.join(unknown)}; expected some of {', '.join(groups)}")

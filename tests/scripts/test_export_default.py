@@ -12,7 +12,10 @@ from scripts import export_default
 from tests.training.training_fixtures import make_start
 
 
-def test_matrices_that_float8_holds_are_stored_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("share", [None, 0.25])
+def test_matrices_that_float8_holds_are_stored_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float | None
+) -> None:
     starts = [make_start(tmp_path / name) for name in ("one", "other")]
     model = MixLoraForConditionalGeneration.from_pretrained(starts[0])
     rounded = "model.vision_projector.up.weight"
@@ -23,7 +26,8 @@ def test_matrices_that_float8_holds_are_stored_as_such(tmp_path: Path, monkeypat
         for name, parameter in model.named_parameters():
             parameter.add_(0 if name == rounded else 1)
     model.save_pretrained(starts[1])
-    monkeypatch.setattr(sys, "argv", ["export", starts[0], str(tmp_path / "out"), "--mean", starts[1]])
+    options = ["--mean", starts[1], *(["--share", str(share)] if share else [])]
+    monkeypatch.setattr(sys, "argv", ["export", starts[0], str(tmp_path / "out"), *options])
     export_default.main()
     before, stored = (load_file(Path(folder) / "model.safetensors") for folder in (starts[0], tmp_path / "out"))
     kinds = {name for name, tensor in stored.items() if tensor.dtype == torch.float8_e4m3fn}
@@ -32,7 +36,7 @@ def test_matrices_that_float8_holds_are_stored_as_such(tmp_path: Path, monkeypat
     again = MixLoraForConditionalGeneration.from_pretrained(tmp_path / "out")
     assert again.dtype == torch.float32
     for name, parameter in again.named_parameters():
-        wanted = before[name] + (0 if name == rounded else 0.5)
+        wanted = before[name] + (0 if name == rounded else share or 0.5)
         torch.testing.assert_close(parameter, wanted, atol=2e-3, rtol=1e-3)
     assert MixLoraProcessor.from_pretrained(tmp_path / "out").image_seq_length == 4
 
