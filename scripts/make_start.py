@@ -62,7 +62,7 @@ def main() -> None:
         speech_ctc_weight=0.6,
         vision_detail={},
         vision_letters={},
-        vision_names={"count": len(names), "longest": TOLD_TOKENS, "hidden_size": 448, "dropout": 0.4},
+        vision_names={"count": len(names), "longest": TOLD_TOKENS, "hidden_size": 384, "dropout": 0.4},
         vision_told_weight=0.4,
     )
     model.model.speech_letters.learn_words(json.loads(args.words.read_text()))

@@ -39,7 +39,7 @@ STYLE_ROWS = 500
 STAMP_PROMPTS = ("What is this?", "What do you see?", "What does the picture show?", "What is in the picture?")
 EMOJI_PROMPTS = ("Which emoji is this?", "Name this emoji.", "What does this emoji show?")
 NAMES = DATA / "names.json"
-"""The names of emoji and stamps that training shows."""
+"""The names of emoji and stamps that training shows, and the kinds."""
 SYNONYMS = {
     "automobile": ("car",),
     "ballot box with ballot": ("ballot box",),
@@ -143,8 +143,8 @@ def shows_something(thing: Thing) -> bool:
 
 
 def drawing_draws(names: Collection[str], rng: random.Random) -> list[tuple[str, Thing]]:
-    """The same of drawings that have one of these names."""
-    drawings = [drawing for drawing in named_drawings(names) if shows_something(drawing)]
+    """The same of drawings that have one of these names, but for those of kinds."""
+    drawings = [drawing for drawing in named_drawings(set(names) - set(CLIP_ART_KINDS)) if shows_something(drawing)]
     draws = [(rng.choice(STAMP_PROMPTS), drawing) for drawing in drawings for _ in range(MORE_DRAWS)]
     rng.shuffle(draws)
     return draws
@@ -188,7 +188,7 @@ def write_held_out(rng: random.Random, share: float) -> None:
 def main() -> None:
     """Write the held-out splits, then the training rows."""
     share = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
-    names = sorted({thing.name for _, thing in training_draws(random.Random(SEED))} - set(CLIP_ART_KINDS))
+    names = sorted({thing.name for _, thing in training_draws(random.Random(SEED))})
     NAMES.write_text(json.dumps(names, indent=0))
     write_held_out(random.Random(f"{SEED} held out"), share)
     rng = random.Random(SEED)
