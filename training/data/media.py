@@ -75,11 +75,12 @@ class Media:
             name, files, encode = encoders[kind]
             if not files:
                 continue
-            if kind == "image":
-                self.vision_tower.to(memory_format=torch.channels_last)  # halves the time of convolutions on a CPU
+            convolutions = self.vision_tower if kind == "image" else None
+            if convolutions is not None:
+                convolutions.to(memory_format=torch.channels_last)  # halves their time on a CPU
             done = cache.fill(files, encode, f"{name} features")
-            if kind == "image":
-                self.vision_tower.to(memory_format=torch.contiguous_format)
+            if convolutions is not None:
+                convolutions.to(memory_format=torch.contiguous_format)
             print(
                 f"  {name}: {len(set(files)):,} files and views, {done:,} computed now, the others read from {folder}"
             )
