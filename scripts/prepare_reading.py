@@ -57,7 +57,8 @@ def word_question(text: str, others: list[str], index: int, rng: random.Random) 
 def word_questions() -> Iterator[dict[str, Any]]:
     """Questions of training."""
     rng = random.Random(f"{SEED} word questions")
-    parts = rng.sample(training_parts("words"), QUESTIONS)
+    parts = training_parts("words")
+    parts = rng.sample(parts, min(QUESTIONS, len(parts)))
     others = [word for _, text, _ in parts for word in text.split()]
     for index, (_, text, image) in enumerate(parts):
         question, answer = word_question(text, others, index, rng)
@@ -67,7 +68,8 @@ def word_questions() -> Iterator[dict[str, Any]]:
 def held_out_questions() -> Iterator[dict[str, Any]]:
     """Questions about words in faces that are held out."""
     rng = random.Random(f"{SEED} held-out word questions")
-    parts = rng.sample(held_out_parts("words_plain"), TEST_QUESTIONS)
+    parts = held_out_parts("words_plain")
+    parts = rng.sample(parts, min(TEST_QUESTIONS, len(parts)))
     others = [word.lower() for _, text, _ in parts for word in text.split()]
     for index, (_, text, image) in enumerate(parts):
         question, answer = word_question(text, others, index, rng)

@@ -50,6 +50,16 @@ def test_several_things_are_seen_each_at_its_place(monkeypatch) -> None:
     assert (14, 15, 16) in [name for name, _ in part.seen_names(torch.randn(2, 4, 6))[0]]
 
 
+def test_another_name_of_the_same_thing_is_not_seen_beside_it(monkeypatch) -> None:
+    part = named_part()
+    logits = torch.zeros(1, 4, 4)
+    logits[..., 1:] = torch.tensor([2.0, 1.8, -2.0])  # the second is as good as the first, but nowhere better
+    monkeypatch.setattr(part, "at_places", lambda features: logits)
+    assert [name for name, _ in part.seen_names(torch.randn(1, 4, 6))[0]] == [(11,)]
+    logits[0, 2, 2] = 2.5  # here it is
+    assert {name for name, _ in part.seen_names(torch.randn(1, 4, 6))[0]} == {(11,), (12, 13)}
+
+
 def test_places_are_told_by_what_is_there_alone() -> None:
     part, features = named_part(), torch.randn(2, 4, 6)
     places = part.at_places(features)

@@ -4,7 +4,17 @@ from pathlib import Path
 
 import picture_things
 import pytest
-from picture_things import CLIP_ART, HELD_OUT_STYLE, MORE_STYLES, TRAIN_STYLES, clip_art, emoji, pixels_of
+from picture_things import (
+    CLIP_ART,
+    HELD_OUT_STYLE,
+    MORE_STYLES,
+    TRAIN_STYLES,
+    Thing,
+    clip_art,
+    emoji,
+    named_drawings,
+    pixels_of,
+)
 from PIL import Image
 
 
@@ -30,6 +40,20 @@ def test_a_style_that_writes_names_together_or_lacks_them(monkeypatch: pytest.Mo
     monkeypatch.setattr(picture_things, "icon_set", lambda style: {"icons": icons[style]})
     found = [(thing.name, thing.style, thing.source) for thing in emoji(["cat-face", "dog"], ("whole", "part"))]
     assert found == [("cat face", "whole", "cat-face"), ("cat face", "part", "catface"), ("dog", "whole", "dog")]
+
+
+def test_drawings_go_by_the_longest_name_and_none_is_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / CLIP_ART / "food"
+    folder.mkdir(parents=True)
+    for name in ("hot_dog_01", "hot-plate", "dog_of_somebody", "dog_held", "my_dog"):
+        Image.new("1", (10, 10)).save(folder / f"{name}.png")
+    held = Thing("food", "food dog", "clip art", str((folder / "dog_held.png").resolve()))
+    monkeypatch.setattr(picture_things, "package", lambda name: tmp_path)
+    monkeypatch.setattr(picture_things, "clip_art_split", lambda: {"test": [held]})
+    found = [(thing.name, Path(thing.source).stem) for thing in named_drawings({"dog", "hot dog"})]
+    assert found == [("dog", "dog_of_somebody"), ("hot dog", "hot_dog_01")]
+    monkeypatch.setattr(picture_things, "MOST_DRAWINGS", 0)
+    assert named_drawings({"dog"}) == []
 
 
 def test_the_held_out_style_is_in_no_training() -> None:
