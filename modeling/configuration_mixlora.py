@@ -273,8 +273,9 @@ class MixLoraConfig(PreTrainedConfig):
             room for `count` names of `longest` tokens: see [`VisionNames.learn_names`]. A picture's name, or what fits
             of several, follows its tokens, as the decoder's embeddings. `{}` takes the defaults, by default there is
             none.
-        vision_told_weight: probability that an answer about a picture is its name, and as much that it is what is
-            written there, from 0 to below 0.5, before `generate` chooses the first token: see [`ToldGuide`].
+        vision_told_weight: probability that an answer about a picture is its name, as much that it is what is
+            written there, and twice that it says by what is seen whether a thing is there; from 0 to below 0.5, before
+            `generate` chooses the first token: see [`ToldGuide`].
         projector_hidden_size: width of the projectors' hidden layer; the decoder's width by default.
         projector_norm: whether the projectors begin with a LayerNorm.
         base_model: `{"name_or_path", "revision", "sha256"}` of the decoder, where the checkpoint does not hold it.

@@ -11,7 +11,11 @@ from .configuration_mixlora import MixLoraConfig
 from .ctc_prefix import CtcGuide, CtcPrefixScorer, TextScorer
 from .media_encoding import Heard, MediaOutput, Told
 from .told_guide import NameScorer, Teller, ToldGuide
+from .verdicts import asked_thing, spoken_verdict, things_heard, verdict
 from .vision_names import Named
+
+VERDICT = 2
+"""How much "yes" or "no" by what is seen counts, to 1 of what is told. The decoder did not learn to look there."""
 
 Some = TypeVar("Some")
 
@@ -43,7 +47,7 @@ class GuidedAnswers:
         weight = self.config.speech_ctc_weight if ctc_weight is None else ctc_weight
         clips = self._ctc_guide(input_ids, media.get("audio"), weight, ends)
         weight = self.config.vision_told_weight if told_weight is None else told_weight
-        pictures = self._told_guide(input_ids, media.get("image"), weight, ends)
+        pictures = self._told_guide(input_ids, media, weight, ends)
         return [guide for guide in (clips, pictures) if guide is not None]
 
     def _ctc_guide(
@@ -54,8 +58,8 @@ class GuidedAnswers:
             return None
         table, blank = self.get_input_embeddings().weight, self.config.speech_blank_token_id
 
-        def scorer(clip: Heard | None) -> CtcPrefixScorer | TextScorer | None:
-            if clip is None:
+        def scorer(clip: Heard) -> CtcPrefixScorer | TextScorer | None:
+            if clip.beside_picture:
                 return None
             if clip.letters is None:
                 return CtcPrefixScorer(clip.tokens, table.to(clip.tokens.device), blank)
@@ -67,25 +71,62 @@ class GuidedAnswers:
         return CtcGuide(scorers, weight, input_ids.shape[1], ends) if any(scorers) else None
 
     def _told_guide(
-        self, input_ids: torch.Tensor, image: MediaOutput | None, weight: float, ends: Collection[int]
+        self, input_ids: torch.Tensor, media: dict[str, MediaOutput], weight: float, ends: Collection[int]
     ) -> ToldGuide | None:
-        """Knows the name and the text of the picture in each row whose last turn holds one."""
+        """Knows the name and the text of the picture in each row whose last turn holds one, and whether that shows
+        what is asked for."""
+        image, audio = media.get("image"), media.get("audio")
         if not weight or image is None or not image.told:
             return None
-
-        def tellers(told: Told) -> list[Teller]:
-            result: list[Teller] = []
-            names, chance = _names_of(told)
-            if names:
-                result.append((NameScorer(names), chance))
-            texts, chance = _something(told.texts)
-            if texts:
-                result.append((TextScorer(texts, self.model.vision_letters.spellings), chance))
-            return result
-
-        asked = self._of_last_turn(input_ids, image, image.told, self.config.image_token_id)
-        rows = [tellers(pictures[0]) if len(pictures) == 1 else [] for pictures in asked]
+        pictures = self._of_last_turn(input_ids, image, image.told, self.config.image_token_id)
+        heard = audio.heard if audio is not None else None
+        clips = (
+            self._of_last_turn(input_ids, audio, heard, self.config.audio_token_id) if heard else [[]] * len(pictures)
+        )
+        rows = [
+            self._tellers(told[0], self._last_turn(ids), asked) if len(told) == 1 else []
+            for ids, told, asked in zip(input_ids, pictures, clips, strict=True)
+        ]
         return ToldGuide(rows, weight, input_ids.shape[1], ends) if any(rows) else None
+
+    def _tellers(self, told: Told, turn: torch.Tensor, clips: list[Heard]) -> list[Teller]:
+        """Of a picture, in whose turn `[tokens]` are these clips."""
+        result: list[Teller] = []
+        names, chance = _names_of(told)
+        if names:
+            result.append((NameScorer(names), chance))
+        texts, chance = _something(told.texts)
+        if texts:
+            result.append((TextScorer(texts, self.model.vision_letters.spellings), chance))
+        yes = self._chance_of_yes(told, turn, clips)
+        if yes is not None:
+            answers = [("yes", math.log(yes)), ("no", math.log(1 - yes))]
+            result.append(
+                (TextScorer(answers, self.model.vision_letters.spellings), VERDICT * _something(told.names)[1])
+            )
+        return result
+
+    def _chance_of_yes(self, told: Told, turn: torch.Tensor, clips: list[Heard]) -> float | None:
+        """Probability that the thing is in the picture that a turn asks for, or its one clip where nothing is written;
+        None where that is nothing of the list."""
+        if told.somewhere is None or self.config.vision_letters is None:
+            return None
+        spellings = self.model.vision_letters.spellings
+        things = {spellings.text(ids).strip(): number for ids, number in self.model.vision_names.listed().items()}
+        things.pop("", None)  # of signs alone
+        question = spellings.text(turn.tolist()).strip()
+        if question:
+            thing = asked_thing(question, things)
+            return None if thing is None else float(verdict(told.somewhere[thing]))
+        if len(clips) != 1 or clips[0].letters is None:
+            return None
+        heard = things_heard(clips[0].letters, things, self.model.speech_letters.letters_of)
+        return spoken_verdict(heard, told.somewhere.cpu()[list(things.values())])
+
+    def _last_turn(self, ids: torch.Tensor) -> torch.Tensor:
+        """Of a row `[length]`, what stands behind the last but one token that ends turns."""
+        ends = torch.isin(ids, torch.tensor(self._ends({}, None), device=ids.device)).nonzero().squeeze(1).tolist()
+        return ids[ends[-2] + 1 :] if len(ends) > 1 else ids
 
     def _of_last_turn(
         self, input_ids: torch.Tensor, output: MediaOutput, things: Sequence[Any], token_id: int
@@ -124,15 +165,18 @@ class GuidedAnswers:
 
 
 def _names_of(told: Told) -> tuple[Named, float]:
-    """Names that a picture may be called, and of several things that are seen each as well as another; and the
-    probability that there is one."""
+    """Names that a picture may be called, and the probability that there is one.
+
+    Where several things are seen, each is as likely as another, in so far as none is what the whole picture is called.
+    """
     names, chance = _something(told.names)
     if not told.seen:
         return names, chance
-    scores = dict.fromkeys((name for name, _ in told.seen), -math.log(len(told.seen)))
-    for name, score in names:
-        scores[name] = max(score, scores.get(name, -math.inf))
-    return list(scores.items()), 1.0
+    share = (1 - math.exp(max((score for _, score in names), default=-math.inf))) / len(told.seen)
+    chances = {name: math.exp(score) for name, score in names}
+    for name, _ in told.seen:
+        chances[name] = chances.get(name, 0.0) + share
+    return [(name, math.log(each)) for name, each in chances.items()], 1.0
 
 
 def _something(likely: list[tuple[Some, float]]) -> tuple[list[tuple[Some, float]], float]:

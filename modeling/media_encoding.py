@@ -26,10 +26,12 @@ class Heard:
     Attributes:
         tokens: as they were projected, `[tokens, width]`.
         letters: log-probabilities of letters, `[finer tokens, letters]`; None where the model hears none.
+        beside_picture: whether its row holds a picture; it does not reach the decoder as words then.
     """
 
     tokens: torch.Tensor
     letters: torch.Tensor | None = None
+    beside_picture: bool = False
 
 
 @dataclass
@@ -38,12 +40,15 @@ class Told:
 
     Attributes:
         names: ids of the names that it may have, () of none.
-        seen: those of several things that it shows; empty where it shows one, or nothing that has a name.
+        seen: those of several things that it shows, in the order of their places; empty where it shows one, or nothing
+            that has a name.
+        somewhere: probability that each thing of the list is at some place, `[1 + known]`; None without a list.
         texts: what may be written in it, "" where nothing is.
     """
 
     names: Named = field(default_factory=list)
     seen: Named = field(default_factory=list)
+    somewhere: torch.Tensor | None = None
     texts: list[tuple[str, float]] = field(default_factory=list)
 
 
@@ -54,13 +59,13 @@ class MediaOutput(ModelOutput):
     Attributes:
         pooler_output: for each item, in order of appearance, `[tokens, width]`.
         rows: for each item the row that owns it.
-        heard: of each clip what CTC is to read; None of those beside a picture.
+        heard: of each clip what CTC is to read.
         told: what is said of each picture.
     """
 
     pooler_output: list[torch.Tensor] | None = None
     rows: list[int] | None = None
-    heard: list[Heard | None] | None = None
+    heard: list[Heard] | None = None
     told: list[Told] | None = None
 
 
@@ -159,9 +164,11 @@ class MediaEncoding:
         told = [Told() for _ in features]
         if self.config.vision_names is not None:
             stacked = torch.stack(features)
-            each_seen = self.vision_names.seen_names(stacked)
-            for each, names, seen in zip(told, self.vision_names.likely_names(stacked), each_seen, strict=True):
-                each.names, each.seen = names, seen if len(seen) > 1 else []
+            things = self.vision_names.things_at(stacked)
+            likely, every_seen = self.vision_names.likely_names(stacked), self.vision_names.seen_names(things)
+            somewhere = self.vision_names.somewhere(things)
+            for each, names, seen, chances in zip(told, likely, every_seen, somewhere, strict=True):
+                each.names, each.seen, each.somewhere = names, seen if len(seen) > 1 else [], chances
         if self.config.vision_letters is not None:
             words = self.speech_letters.known_words if self.config.speech_letters is not None else Words({})
             for each, texts in zip(told, self.vision_letters.likely_texts(pixel_values, words), strict=True):
@@ -211,12 +218,12 @@ class MediaEncoding:
         known = self.config.speech_letters is not None and self.speech_letters.known
         spelled = self.speech_letters(stacked) if known else [None] * len(tokens)
         heard = [
-            None if beside else Heard(clip, letters)
+            Heard(clip, letters, beside)
             for clip, letters, beside in zip(tokens, spelled, beside_picture or [False] * len(tokens), strict=True)
         ]
         tokens = [
-            clip if said is None else compress_by_ctc(said.tokens, table.to(clip.device), blank)
-            for clip, said in zip(tokens, heard, strict=True)
+            said.tokens if said.beside_picture else compress_by_ctc(said.tokens, table.to(said.tokens.device), blank)
+            for said in heard
         ]
         return MediaOutput(pooler_output=tokens, heard=heard)
 

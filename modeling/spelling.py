@@ -40,6 +40,10 @@ class SpelledTokens(nn.Module):
         letters = self.spelling[ids]
         return letters[letters != BLANK].long()
 
+    def letters_of(self, text: str) -> list[int]:
+        """Letters, from 1 on, of a text; case, accents and other signs are passed over."""
+        return [1 + self.alphabet.index(letter) for letter in folded(text, self.alphabet)]
+
     @torch.no_grad()
     def read_spelling(self, tokenizer: Any) -> None:
         """Notes how each token is spelled, unless that is known; case, accents and other signs are passed over.
@@ -57,7 +61,7 @@ class SpelledTokens(nn.Module):
             if place in special:
                 continue
             text = tokenizer.decode([*before, place], clean_up_tokenization_spaces=False)[start:]
-            letters = [1 + self.alphabet.index(letter) for letter in folded(text, self.alphabet)]
+            letters = self.letters_of(text)
             rows, longest = self.spelling.shape
             if place >= rows or len(letters) > longest:
                 raise ValueError(

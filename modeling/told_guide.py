@@ -40,7 +40,7 @@ class NameScorer:
 
 
 Teller = tuple[NameScorer | TextScorer, float]
-"""What may be told, and the probability that there is such a thing in the picture."""
+"""What may be told, and how much it counts: the probability that there is such a thing in the picture, or more."""
 
 
 class ToldGuide(LogitsProcessor):
@@ -52,7 +52,8 @@ class ToldGuide(LogitsProcessor):
 
     Args:
         tellers: of each row of the prompt.
-        weight: probability, before the answer begins, that it is what a teller tells.
+        weight: probability, before the answer begins, that it is what a teller tells that counts 1; all tellers
+            together have twice that at most.
         prompt_length: tokens of the prompt, padding included.
         ends: ids of the tokens that end an answer.
     """
@@ -77,23 +78,31 @@ class ToldGuide(LogitsProcessor):
         before = self._after[row].get(prefix[:-1]) if prefix else None
         if prefix and before is None:
             return wanted  # what this answer began with was not chosen here
-        own, told, weights = wanted.exp(), [], []
-        for number, (scorer, chance) in enumerate(self.tellers[row]):
-            expected = scorer(prefix)
-            if expected is None:
-                continue
-            if before is None:
-                support = float(own[expected.tokens.to(own.device)].sum())
-                weights.append(self.weight * chance * min(1.0, support / SUPPORT))
-            else:
-                weights.append(float(before[number, prefix[-1]]))
-            told.append((number, weights[-1] * mixed(wanted, expected, SHARE, self.ends).softmax(-1)))
-        both = (1 - sum(weights)) * own + sum(chances for _, chances in told)
+        own = wanted.exp()
+        said = [(number, scorer(prefix)) for number, (scorer, _) in enumerate(self.tellers[row])]
+        told = [(number, expected) for number, expected in said if expected is not None]
+        if before is None:
+            weights = self._weights(own, [(self.tellers[row][number][1], expected) for number, expected in told])
+        else:
+            weights = [float(before[number, prefix[-1]]) for number, _ in told]
+        both = (1 - sum(weights)) * own
         after = own.new_zeros(len(self.tellers[row]), len(own))
-        for number, chances in told:
-            after[number] = chances / both.clamp(min=torch.finfo(both.dtype).tiny)
+        for (number, expected), weight in zip(told, weights, strict=True):
+            after[number] = weight * mixed(wanted, expected, SHARE, self.ends).softmax(-1)
+        both += after.sum(0)
+        after /= both.clamp(min=torch.finfo(both.dtype).tiny)
         self._remember(row, prefix, after)
         return both.log()
+
+    def _weights(self, own: torch.Tensor, told: Sequence[tuple[float, Expected]]) -> list[float]:
+        """Of each teller, by how much it counts and what it expects first, where the decoder gives tokens the
+        probabilities `own` `[vocabulary]`. Together they have twice the weight of one at most."""
+        weights = []
+        for counts, expected in told:
+            support = float(own[expected.tokens.to(own.device)].sum())
+            weights.append(self.weight * counts * min(1.0, support / SUPPORT))
+        scale = min(1.0, 2 * self.weight / max(sum(weights), 1e-9))
+        return [scale * weight for weight in weights]
 
     def _remember(self, row: int, prefix: Prefix, after: torch.Tensor) -> None:
         """Forgets what is too old for a draft that goes back, or a beam, to need it."""

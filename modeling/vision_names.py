@@ -87,10 +87,14 @@ class VisionNames(nn.Module):
 
     def classes_of(self, answers: Sequence[torch.Tensor]) -> torch.Tensor:
         """The class of the ids of each answer `[tokens]`, `[answers]`."""
-        listed = {tuple(token for token in row if token != END): i for i, row in enumerate(self.names.tolist(), 1)}
-        listed.pop((), None)  # room for more names
+        listed = self.listed()
         classes = [listed.get(tuple(answer.tolist()), UNNAMED) for answer in answers]
         return torch.tensor(classes, device=self.names.device)
+
+    def listed(self) -> dict[tuple[int, ...], int]:
+        """The class of each name, by its ids."""
+        rows = self.names[: self.known].tolist()
+        return {tuple(token for token in row if token != END): number for number, row in enumerate(rows, 1)}
 
     @torch.no_grad()
     def likely_names(self, features: torch.Tensor) -> list[Named]:
@@ -98,26 +102,48 @@ class VisionNames(nn.Module):
         return self._best(self(features).log_softmax(-1))
 
     @torch.no_grad()
-    def seen_names(self, features: torch.Tensor) -> list[Named]:
-        """The same of what is seen somewhere in each picture, of which there may be several, and none is ().
+    def things_at(self, features: torch.Tensor) -> torch.Tensor:
+        """Probabilities of what is at each place, `[pictures, places, 1 + known]`; none of the names has 0."""
+        things = self.at_places(features).softmax(-1)
+        things[..., UNNAMED] = 0
+        return things
 
-        What is at one place is taken to be independent of the others (noisy-or), as in learning; a name that is second
-        where it is likeliest is another name of the same thing.
+    @staticmethod
+    def somewhere(things: torch.Tensor) -> torch.Tensor:
+        """Probability that each is at some place, `[pictures, 1 + known]`, of those that [`things_at`] gives.
+
+        What is at one place is taken to be independent of the others (noisy-or), as in learning.
         """
-        places = self.at_places(features).softmax(-1)
-        places[..., UNNAMED] = 0
-        nowhere = torch.log1p(-places.clamp(max=1 - 1e-6)).sum(1)
-        somewhere = (-torch.expm1(nowhere)).log()  # [pictures, 1 + known]
-        first = places.argmax(2).gather(1, places.argmax(1)) == torch.arange(places.shape[2], device=places.device)
-        somewhere.masked_fill_(~first, -torch.inf)
-        return [[each for each in names if each[1] > math.log(SEEN)] for names in self._best(somewhere)]
+        nowhere = torch.log1p(-things.clamp(max=1 - 1e-6)).sum(1)
+        return -torch.expm1(nowhere)
+
+    def seen_names(self, things: torch.Tensor) -> list[Named]:
+        """Names of what is seen somewhere in each picture, in the order of places from the upper left to the lower
+        right, with log-probabilities; none is (). It takes what [`things_at`] gives.
+
+        A name that is second where it is likeliest is another name of the same thing.
+        """
+        somewhere, at = self.somewhere(things).log(), things.argmax(1)
+        numbers = torch.arange(things.shape[2], device=things.device)
+        somewhere.masked_fill_(things.argmax(2).gather(1, at) != numbers, -torch.inf)
+        side = math.isqrt(things.shape[1])
+        corner = at // side + at % side  # rows and columns from the upper left
+        return [self._in_order(*picture) for picture in zip(somewhere, corner, strict=True)]
+
+    def _in_order(self, chances: torch.Tensor, order: torch.Tensor) -> Named:
+        """Those of one picture's names that are likelier than SEEN, by `order`, both `[1 + known]`."""
+        best, classes = chances.topk(min(LIKELY, len(chances)))
+        classes = classes[best > math.log(SEEN)]
+        return self._named(chances, classes[order[classes].argsort(stable=True)])
 
     def _best(self, chances: torch.Tensor) -> list[Named]:
-        """Ids of the classes that have the highest of `chances` `[pictures, 1 + known]`."""
-        best, classes = chances.cpu().topk(min(LIKELY, chances.shape[1]))
-        ids = self.names.cpu()[classes - 1]  # [pictures, names, longest]; those of none are not looked at
+        """Names of the classes that have the highest of `chances` `[pictures, 1 + known]`."""
+        best = chances.topk(min(LIKELY, chances.shape[1])).indices
+        return [self._named(*picture) for picture in zip(chances, best, strict=True)]
+
+    def _named(self, chances: torch.Tensor, classes: torch.Tensor) -> Named:
+        """Ids of the names of `classes` `[names]`, () of none, each with its of `chances` `[1 + known]`."""
+        ids = self.names[classes - 1]
         ids[classes == UNNAMED] = END
-        return [
-            [(tuple(token for token in name if token != END), chance) for name, chance in zip(*picture, strict=True)]
-            for picture in zip(ids.tolist(), best.tolist(), strict=True)
-        ]
+        names = [tuple(token for token in name if token != END) for name in ids.tolist()]
+        return list(zip(names, chances[classes].tolist(), strict=True))

@@ -39,15 +39,31 @@ def test_several_things_are_seen_each_at_its_place(monkeypatch) -> None:
     logits[0, 1] = torch.tensor([0.0, 0.0, 2.0, 1.0])
     logits[0, 3] = torch.tensor([0.0, 3.0, 0.0, 0.0])
     monkeypatch.setattr(part, "at_places", lambda features: logits)
-    several, none = part.seen_names(torch.randn(2, 4, 6))
-    assert [name for name, _ in several] == [(11,), (12, 13)] and none == []  # the third is rather nowhere
+    several, none = part.seen_names(part.things_at(torch.randn(2, 4, 6)))
+    assert [name for name, _ in several] == [(12, 13), (11,)] and none == []  # the third is rather nowhere
     chances = logits[0].softmax(-1)
-    for (_, score), number in zip(several, (1, 2), strict=True):
+    for (_, score), number in zip(several, (2, 1), strict=True):
         assert math.exp(score) == pytest.approx(
             1 - math.prod(1 - float(each) for each in chances[:, number]), abs=1e-5
         )
     logits[0, :, 3] = 5  # a third at each of four places
-    assert (14, 15, 16) in [name for name, _ in part.seen_names(torch.randn(2, 4, 6))[0]]
+    assert (14, 15, 16) in [name for name, _ in part.seen_names(part.things_at(torch.randn(2, 4, 6)))[0]]
+
+
+def test_what_is_seen_comes_in_the_order_of_its_places(monkeypatch) -> None:
+    part = named_part()
+    monkeypatch.setattr(part, "at_places", lambda features: logits)
+    for at, order in (
+        ((0, 4, 8), [(11,), (12, 13), (14, 15, 16)]),  # places of 3 rows and 3 columns
+        ((8, 4, 0), [(14, 15, 16), (12, 13), (11,)]),
+        ((5, 3, 4), [(12, 13), (14, 15, 16), (11,)]),  # side by side
+        ((1, 7, 4), [(11,), (14, 15, 16), (12, 13)]),  # one above the other
+    ):
+        logits = torch.zeros(1, 9, 4)
+        logits[..., 0] = 9
+        for number, (place, likelihood) in enumerate(zip(at, (20.0, 30.0, 25.0), strict=True), 1):
+            logits[0, place, number] = likelihood
+        assert [name for name, _ in part.seen_names(part.things_at(torch.randn(1, 9, 6)))[0]] == order
 
 
 def test_another_name_of_the_same_thing_is_not_seen_beside_it(monkeypatch) -> None:
@@ -55,9 +71,9 @@ def test_another_name_of_the_same_thing_is_not_seen_beside_it(monkeypatch) -> No
     logits = torch.zeros(1, 4, 4)
     logits[..., 1:] = torch.tensor([2.0, 1.8, -2.0])  # the second is as good as the first, but nowhere better
     monkeypatch.setattr(part, "at_places", lambda features: logits)
-    assert [name for name, _ in part.seen_names(torch.randn(1, 4, 6))[0]] == [(11,)]
+    assert [name for name, _ in part.seen_names(part.things_at(torch.randn(1, 4, 6)))[0]] == [(11,)]
     logits[0, 2, 2] = 2.5  # here it is
-    assert {name for name, _ in part.seen_names(torch.randn(1, 4, 6))[0]} == {(11,), (12, 13)}
+    assert {name for name, _ in part.seen_names(part.things_at(torch.randn(1, 4, 6)))[0]} == {(11,), (12, 13)}
 
 
 def test_places_are_told_by_what_is_there_alone() -> None:
