@@ -77,6 +77,7 @@ class MixLoraPreTrainedModel(RoutedPreTrainedModel):
                 nn.init.zeros_(buffer)
         if isinstance(module, VisionNames):
             nn.init.constant_(module.names, END)
+            nn.init.zeros_(module.kinds)
         if isinstance(module, DepthwiseConv | DetailHead):
             module.reset_parameters()
 

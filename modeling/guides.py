@@ -1,21 +1,21 @@
 """What shares in the choice of an answer's tokens: what CTC hears in a clip, and what is told of a picture."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import torch
 from transformers.generation import GenerationConfig
 
+from .closed_questions import asked_thing, offered_things, spoken_verdict, things_heard, verdict
 from .configuration_mixlora import MixLoraConfig
 from .ctc_prefix import CtcGuide, CtcPrefixScorer, TextScorer
 from .media_encoding import Heard, MediaOutput, Told
 from .told_guide import NameScorer, Teller, ToldGuide
-from .verdicts import asked_thing, spoken_verdict, things_heard, verdict
 from .vision_names import Named
 
-VERDICT = 2
-"""How much "yes" or "no" by what is seen counts, to 1 of what is told. The decoder did not learn to look there."""
+CLOSED = 2
+"""How much what answers a closed question counts, to 1 of a name or a text: the decoder did not learn to ask it."""
 
 Some = TypeVar("Some")
 
@@ -36,7 +36,7 @@ class GuidedAnswers:
         ctc_weight: float | None = None,
         told_weight: float | None = None,
     ) -> list[CtcGuide | ToldGuide]:
-        """What shares in the choice of each token of answers to clips and about pictures of the last turns.
+        """What shares in the choice of each token of answers to clips of the last turns and about the last pictures.
 
         Args:
             input_ids: the whole prompt `[rows, length]`.
@@ -66,23 +66,22 @@ class GuidedAnswers:
             letters = self.model.speech_letters
             return TextScorer(letters.likely_texts(clip.letters), letters.spellings)
 
-        asked = self._of_last_turn(input_ids, audio, audio.heard, self.config.audio_token_id)
+        asked = self._items(input_ids, audio, audio.heard, self.config.audio_token_id, self._in_last_turn)
         scorers = [scorer(clips[0]) if len(clips) == 1 else None for clips in asked]
         return CtcGuide(scorers, weight, input_ids.shape[1], ends) if any(scorers) else None
 
     def _told_guide(
         self, input_ids: torch.Tensor, media: dict[str, MediaOutput], weight: float, ends: Collection[int]
     ) -> ToldGuide | None:
-        """Knows the name and the text of the picture in each row whose last turn holds one, and whether that shows
-        what is asked for."""
+        """Knows the name and the text of the picture in each row whose last turn with pictures holds one, and what
+        answers a closed question about it."""
         image, audio = media.get("image"), media.get("audio")
         if not weight or image is None or not image.told:
             return None
-        pictures = self._of_last_turn(input_ids, image, image.told, self.config.image_token_id)
-        heard = audio.heard if audio is not None else None
-        clips = (
-            self._of_last_turn(input_ids, audio, heard, self.config.audio_token_id) if heard else [[]] * len(pictures)
-        )
+        pictures = self._items(input_ids, image, image.told, self.config.image_token_id, self._of_last_pictures)
+        clips: list[list[Heard]] = [[] for _ in pictures]
+        if audio is not None and audio.heard:
+            clips = self._items(input_ids, audio, audio.heard, self.config.audio_token_id, self._in_last_turn)
         rows = [
             self._tellers(told[0], self._last_turn(ids), asked) if len(told) == 1 else []
             for ids, told, asked in zip(input_ids, pictures, clips, strict=True)
@@ -98,23 +97,31 @@ class GuidedAnswers:
         texts, chance = _something(told.texts)
         if texts:
             result.append((TextScorer(texts, self.model.vision_letters.spellings), chance))
-        yes = self._chance_of_yes(told, turn, clips)
-        if yes is not None:
-            answers = [("yes", math.log(yes)), ("no", math.log(1 - yes))]
-            result.append(
-                (TextScorer(answers, self.model.vision_letters.spellings), VERDICT * _something(told.names)[1])
-            )
+        if told.whole is not None and self.config.vision_letters is not None:
+            result += self._closed(told, turn, clips)
         return result
 
-    def _chance_of_yes(self, told: Told, turn: torch.Tensor, clips: list[Heard]) -> float | None:
-        """Probability that the thing is in the picture that a turn asks for, or its one clip where nothing is written;
-        None where that is nothing of the list."""
-        if told.somewhere is None or self.config.vision_letters is None:
-            return None
-        spellings = self.model.vision_letters.spellings
-        things = {spellings.text(ids).strip(): number for ids, number in self.model.vision_names.listed().items()}
+    def _closed(self, told: Told, turn: torch.Tensor, clips: list[Heard]) -> list[Teller]:
+        """What answers a closed question, which a turn or its one clip asks about things of the list."""
+        spellings, listed = self.model.vision_letters.spellings, self.model.vision_names.listed()
+        things = {spellings.text(ids).strip(): number for ids, number in listed.items()}
         things.pop("", None)  # of signs alone
         question = spellings.text(turn.tolist()).strip()
+        offered = offered_things(question, things)
+        if offered:
+            ids = {number: ids for ids, number in listed.items()}
+            likely = told.whole[offered].log_softmax(-1).tolist()
+            return [(NameScorer([(ids[number], each) for number, each in zip(offered, likely, strict=True)]), CLOSED)]
+        kinds = self.model.vision_names.kinds.tolist()
+        yes = self._chance_of_yes(told, question, {name: i for name, i in things.items() if not kinds[i - 1]}, clips)
+        if yes is None:
+            return []
+        answers = [("yes", math.log(yes)), ("no", math.log(1 - yes))]
+        return [(TextScorer(answers, spellings), CLOSED * _something(told.names)[1])]
+
+    def _chance_of_yes(self, told: Told, question: str, things: dict[str, int], clips: list[Heard]) -> float | None:
+        """Probability that the picture shows the one of `things` that a question asks for, or a clip where nothing is
+        written; None where they ask for none."""
         if question:
             thing = asked_thing(question, things)
             return None if thing is None else float(verdict(told.somewhere[thing]))
@@ -128,34 +135,45 @@ class GuidedAnswers:
         ends = torch.isin(ids, torch.tensor(self._ends({}, None), device=ids.device)).nonzero().squeeze(1).tolist()
         return ids[ends[-2] + 1 :] if len(ends) > 1 else ids
 
-    def _of_last_turn(
-        self, input_ids: torch.Tensor, output: MediaOutput, things: Sequence[Any], token_id: int
-    ) -> list[list[Any]]:
-        """Of `things`, one for each item of `output`, those whose item stands in the last turn of each row."""
+    def _items(
+        self,
+        input_ids: torch.Tensor,
+        output: MediaOutput,
+        things: Sequence[Some],
+        token_id: int,
+        asked: Callable[[torch.Tensor, int], bool],
+    ) -> list[list[Some]]:
+        """Of `things`, one for each item of `output`, those of each row that are `asked` about, by the place of the
+        item's last token."""
         assert output.rows is not None and output.pooler_output is not None
-        found: list[list[Any]] = [[] for _ in input_ids]
+        found: list[list[Some]] = [[] for _ in input_ids]
         places = [(row == token_id).nonzero().squeeze(1).tolist() for row in input_ids]
         for row, thing, read in reversed(list(zip(output.rows, things, output.pooler_output, strict=True))):
             last = places[row][-1]
             del places[row][-len(read) :]
-            if self._in_last_turn(input_ids[row], last):
+            if asked(input_ids[row], last):
                 found[row].append(thing)
         return found
 
     def follows(self, ids: torch.Tensor) -> bool:
         """Whether [`guides`] may be found for a row `[length]`, so that its media are needed anew."""
-        for weight, token_id in (
-            (self.config.speech_ctc_weight, self.config.audio_token_id),
-            (self.config.vision_told_weight, self.config.image_token_id),
-        ):
-            places: list[int] = (ids == token_id).nonzero().squeeze(1).tolist() if weight else []
-            if places and self._in_last_turn(ids, places[-1]):
-                return True
-        return False
+        if self.config.vision_told_weight and bool((ids == self.config.image_token_id).any()):
+            return True
+        clips = (
+            (ids == self.config.audio_token_id).nonzero().squeeze(1).tolist() if self.config.speech_ctc_weight else []
+        )
+        return bool(clips) and self._in_last_turn(ids, clips[-1])
 
     def _in_last_turn(self, ids: torch.Tensor, place: int) -> bool:
         """Whether no answer came since: behind `place` ends that turn alone, by a token that ends answers too."""
-        return sum(int((ids[place:] == end).sum()) for end in self._ends({}, None)) <= 1
+        return self._count_ends(ids[place:]) <= 1
+
+    def _of_last_pictures(self, ids: torch.Tensor, place: int) -> bool:
+        """Whether no turn ends between `place` and the last picture."""
+        return not self._count_ends(ids[place : int((ids == self.config.image_token_id).nonzero()[-1])])
+
+    def _count_ends(self, ids: torch.Tensor) -> int:
+        return sum(int((ids == end).sum()) for end in self._ends({}, None))
 
     def _ends(self, kwargs: dict[str, Any], config: GenerationConfig | None) -> list[int]:
         """Tokens that end an answer: those given to one call, else the model's own."""

@@ -1,5 +1,6 @@
 """Media become embeddings at their placeholders: towers, projectors, and which row owns an item."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from .input_checks import check_clips, check_pictures
 from .projectors import compress_by_ctc, project_each, stack_frames
 from .router import ModalityRouter
 from .splicing import cut_by_rows, owner_rows, splice
-from .vision_names import Named
+from .vision_names import SEEN, Named
 from .word_search import Words
 
 
@@ -41,13 +42,15 @@ class Told:
     Attributes:
         names: ids of the names that it may have, () of none.
         seen: those of several things that it shows, in the order of their places; empty where it shows one, or nothing
-            that has a name.
+            that has a name, or is rather called by one of its names as a whole.
+        whole: logits of what the whole picture is called, `[1 + known]`, of kinds of things too; None without a list.
         somewhere: probability that each thing of the list is at some place, `[1 + known]`; None without a list.
         texts: what may be written in it, "" where nothing is.
     """
 
     names: Named = field(default_factory=list)
     seen: Named = field(default_factory=list)
+    whole: torch.Tensor | None = None
     somewhere: torch.Tensor | None = None
     texts: list[tuple[str, float]] = field(default_factory=list)
 
@@ -164,11 +167,20 @@ class MediaEncoding:
         told = [Told() for _ in features]
         if self.config.vision_names is not None:
             stacked = torch.stack(features)
+            with torch.no_grad():
+                logits = self.vision_names(stacked)
             things = self.vision_names.things_at(stacked)
-            likely, every_seen = self.vision_names.likely_names(stacked), self.vision_names.seen_names(things)
-            somewhere = self.vision_names.somewhere(things)
-            for each, names, seen, chances in zip(told, likely, every_seen, somewhere, strict=True):
-                each.names, each.seen, each.somewhere = names, seen if len(seen) > 1 else [], chances
+            found = zip(
+                logits,
+                self.vision_names.somewhere(things),
+                self.vision_names.likely_names(logits),
+                self.vision_names.seen_names(things),
+                strict=True,
+            )
+            for each, (whole, somewhere, names, seen) in zip(told, found, strict=True):
+                each.whole, each.somewhere = whole, somewhere
+                alone = len(seen) < 2 or names[0][1] > math.log(SEEN)
+                each.names, each.seen = names, [] if alone else seen
         if self.config.vision_letters is not None:
             words = self.speech_letters.known_words if self.config.speech_letters is not None else Words({})
             for each, texts in zip(told, self.vision_letters.likely_texts(pixel_values, words), strict=True):

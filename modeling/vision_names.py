@@ -32,6 +32,7 @@ class VisionNames(nn.Module):
     """
 
     names: torch.Tensor
+    kinds: torch.Tensor
 
     def __init__(self, feature_size: int, *, count: int, longest: int, hidden_size: int, dropout: float):
         super().__init__()
@@ -41,6 +42,7 @@ class VisionNames(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(hidden_size, 1 + count)
         self.register_buffer("names", torch.full((count, longest), END, dtype=torch.int32))
+        self.register_buffer("kinds", torch.zeros(count, dtype=torch.bool))
 
     @property
     def known(self) -> int:
@@ -67,11 +69,16 @@ class VisionNames(nn.Module):
         return logits.float()
 
     @torch.no_grad()
-    def learn_names(self, names: Sequence[Sequence[int]]) -> None:
+    def learn_names(self, names: Sequence[Sequence[int]], kinds: Sequence[Sequence[int]] = ()) -> None:
         """Keeps a list of names, each the ids of its tokens.
 
+        Args:
+            names: of things and of kinds of things.
+            kinds: those of kinds, such as "an animal", which a picture is called only where a question offers them.
+
         Raises:
-            ValueError: more names, or longer ones, than `config.vision_names` has room for; or a name twice.
+            ValueError: more names, or longer ones, than `config.vision_names` has room for; a name twice; or a kind
+                that is not among the names.
         """
         count, longest = self.names.shape
         if len(names) > count or any(not 0 < len(name) <= longest for name in names):
@@ -79,11 +86,15 @@ class VisionNames(nn.Module):
                 f"vision_names: {len(names)} names of up to {max(map(len, names), default=0)} tokens, there is room "
                 f"for {count} of 1 to {longest}"
             )
-        if len({tuple(name) for name in names}) < len(names):
+        listed = {tuple(name): place for place, name in enumerate(names)}
+        if len(listed) < len(names):
             raise ValueError("vision_names: a name is given twice")
+        if strange := [list(kind) for kind in kinds if tuple(kind) not in listed]:
+            raise ValueError(f"vision_names: kinds {strange} are not among the names")
         self.names.fill_(END)
         for row, name in zip(self.names, names, strict=False):
             row[: len(name)] = torch.tensor(name, dtype=torch.int32)
+        self.kinds.zero_()[[listed[tuple(kind)] for kind in kinds]] = True
 
     def classes_of(self, answers: Sequence[torch.Tensor]) -> torch.Tensor:
         """The class of the ids of each answer `[tokens]`, `[answers]`."""
@@ -96,15 +107,19 @@ class VisionNames(nn.Module):
         rows = self.names[: self.known].tolist()
         return {tuple(token for token in row if token != END): number for number, row in enumerate(rows, 1)}
 
-    @torch.no_grad()
-    def likely_names(self, features: torch.Tensor) -> list[Named]:
-        """Ids of the likeliest names of each picture with their log-probabilities, the likeliest first; () of none."""
-        return self._best(self(features).log_softmax(-1))
+    def likely_names(self, logits: torch.Tensor) -> list[Named]:
+        """Ids of the likeliest things of each picture with their log-probabilities, the likeliest first; () of
+        none. It takes what `forward` gives."""
+        return self._best(self._of_things(logits).log_softmax(-1))
+
+    def _of_things(self, logits: torch.Tensor) -> torch.Tensor:
+        """Without kinds."""
+        return torch.cat([logits[..., :1], logits[..., 1:].masked_fill(self.kinds[: self.known], -torch.inf)], dim=-1)
 
     @torch.no_grad()
     def things_at(self, features: torch.Tensor) -> torch.Tensor:
-        """Probabilities of what is at each place, `[pictures, places, 1 + known]`; none of the names has 0."""
-        things = self.at_places(features).softmax(-1)
+        """Probabilities of things at each place, `[pictures, places, 1 + known]`; kinds and none have 0."""
+        things = self._of_things(self.at_places(features)).softmax(-1)
         things[..., UNNAMED] = 0
         return things
 
@@ -146,4 +161,5 @@ class VisionNames(nn.Module):
         ids = self.names[classes - 1]
         ids[classes == UNNAMED] = END
         names = [tuple(token for token in name if token != END) for name in ids.tolist()]
-        return list(zip(names, chances[classes].tolist(), strict=True))
+        named = zip(names, chances[classes].tolist(), strict=True)
+        return [(name, chance) for name, chance in named if chance > -math.inf]

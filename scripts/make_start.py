@@ -8,6 +8,8 @@ import argparse
 import json
 from pathlib import Path
 
+from picture_things import CLIP_ART_KINDS
+
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 WORD_BYTES = 294_912
 """Room for the words that are known when a clip is heard or a picture is read."""
@@ -36,8 +38,10 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    every = [tokenizer(name, add_special_tokens=False)["input_ids"] for name in json.loads(args.names.read_text())]
+    listed = json.loads(args.names.read_text())
+    every = [tokenizer(name, add_special_tokens=False)["input_ids"] for name in listed]
     names = [name for name in every if len(name) <= NAME_TOKENS]
+    kinds = [name for name in tokenizer(CLIP_ART_KINDS, add_special_tokens=False)["input_ids"] if name in names]
     text = MixLoraTextConfig(
         vocab_size=len(tokenizer), hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=8,
         num_key_value_heads=4, max_position_embeddings=1024, pad_token_id=tokenizer.pad_token_id,
@@ -66,7 +70,7 @@ def main() -> None:
         vision_told_weight=0.4,
     )
     model.model.speech_letters.learn_words(json.loads(args.words.read_text()))
-    model.model.vision_names.learn_names(names)
+    model.model.vision_names.learn_names(names, kinds)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     processor = MixLoraProcessor(

@@ -157,11 +157,15 @@ def test_which_pictures_are_told() -> None:
     found = dict(zip(ROWS, told(inputs["input_ids"], inputs), strict=True))
     assert found["image"] and found["both"] and not found["text"] and not found["speech"]
     picture = batch_inputs([told_row("image")])
-    for ends, wanted in ((1, True), (2, False)):  # the picture's own turn ends; or an answer came since
+    alone = found["image"]
+    for ends in (1, 2):  # the picture's own turn ends; or an answer came since, and what follows may ask about it
         ids = torch.cat([picture["input_ids"], torch.full((1, ends), 9)], dim=1)
-        assert bool(told(ids, picture)[0]) == wanted
+        assert told(ids, picture) == [alone]
     two = {name: torch.cat([picture[name]] * 2) for name in picture if name != "input_ids"}
     assert told(torch.cat([picture["input_ids"]] * 2, dim=1), two) == [0]
+    turns = [picture["input_ids"], torch.full((1, 2), 9), picture["input_ids"]]
+    assert told(torch.cat(turns, dim=1), two) == [alone]  # the last one
+    assert told(torch.cat([*turns[1:], *turns[1:]], dim=1), two) == [alone]
 
 
 @torch.no_grad()

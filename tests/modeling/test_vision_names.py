@@ -27,9 +27,26 @@ def test_a_picture_is_given_likely_names_or_none() -> None:
         part.head.weight.zero_()
         part.head.bias.copy_(torch.tensor([1.0, 0.0, 2.0, -1.0, 9.0]))  # the last has no name yet
         chances = torch.tensor([2.0, 1.0, 0.0, -1.0]).log_softmax(-1).tolist()
-        for names in part.likely_names(features):
+        for names in part.likely_names(part(features)):
             assert [name for name, _ in names] == [(12, 13), (), (11,), (14, 15, 16)]
             assert [chance for _, chance in names] == pytest.approx(chances)
+
+
+def test_kinds_are_not_among_things(monkeypatch) -> None:
+    part, features = named_part(), torch.randn(1, 4, 6)
+    part.learn_names(NAMES, kinds=[[12, 13]])
+    logits = torch.tensor([[1.0, 0.0, 9.0, -1.0]])
+    [names] = part.likely_names(logits)
+    assert [name for name, _ in names] == [(), (11,), (14, 15, 16)]
+    assert sum(math.exp(score) for _, score in names) == pytest.approx(1)
+    monkeypatch.setattr(part, "at_places", lambda features: logits[:, None].expand(-1, 4, -1))
+    things = part.things_at(features)
+    assert things[0, 0].tolist() == [0, *things[0, 0, 1:2].tolist(), 0, *things[0, 0, 3:].tolist()]
+    assert part(features).shape == (1, 4)  # learning knows them
+    part.learn_names(NAMES)
+    assert part.likely_names(logits)[0][0][0] == (12, 13)
+    with pytest.raises(ValueError, match=r"vision_names: kinds \[\[12\]\] are not among the names"):
+        part.learn_names(NAMES, kinds=[[12], [11]])
 
 
 def test_several_things_are_seen_each_at_its_place(monkeypatch) -> None:
@@ -164,10 +181,14 @@ def test_one_thing_is_not_several() -> None:
     model.model.vision_names.learn_names(NAMES)
     pixels = row_inputs("image")["pixels"]
     features = model.model.encode_vision(pixels)
-    for seen, kept in (([], 0), ([((11,), -0.1)], 0), ([((11,), -0.1), ((12, 13), -0.3)], 2)):
+    two = [((11,), -0.1), ((12, 13), -0.3)]
+    for likeliest, seen, kept in ((0.4, [], 0), (0.4, two[:1], 0), (0.4, two, 2), (0.6, two, 0)):
+        names = [((11,), math.log(likeliest)), ((), math.log(1 - likeliest))]
         model.model.vision_names.seen_names = lambda _, seen=seen: [seen]
+        model.model.vision_names.likely_names = lambda _, names=names: [names]
         [told] = model.model.told(pixels, features)
-        assert len(told.seen) == kept and len(told.names) == 4
+        assert len(told.seen) == kept and told.names == names
+        assert told.whole.shape == told.somewhere.shape == (4,)
 
 
 def test_wrong_settings_are_named() -> None:

@@ -1,8 +1,9 @@
-"""Whether a picture shows what an English question asks for: "Is there a dog in the picture?", typed or spoken.
+"""What a closed English question about a picture asks for: "Is there a dog in the picture?", "Is this a dog or a cat?"
 
 A detector's findings correct what a language model says of them, as in Woodpecker (Yin et al., arXiv 2310.16045).
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -16,6 +17,8 @@ BESIDE = frozenset(
 )
 """Words that may stand beside the thing: others are part of its name ("a dog house"), or tell more of it ("a red
 car", "the dog")."""
+BETWEEN = frozenset(("a", "an", "or"))
+"""Words that may stand between two things that are offered."""
 SPOKEN = ("is there {a} ", "are there ", "is this {a} ", "do you see {a} ")
 """What questions that are listened for begin with; the thing follows."""
 SHARPNESS = 0.35
@@ -36,6 +39,16 @@ def asked_thing(question: str, things: Mapping[str, int]) -> int | None:
         return None
     start, end, thing = found[0]
     return thing if words[start - 1] in BESIDE and (end == len(words) or words[end] in BESIDE) else None
+
+
+def offered_things(question: str, things: Mapping[str, int]) -> list[int]:
+    """The things that a question offers to choose from: "is this an animal food or a tool"; none where it does not."""
+    words = question.split()
+    found = [mention for mention in _mentions(words, things) if mention[0]]
+    if len(found) < 2 or "or" not in words[found[-2][1] : found[-1][0]]:
+        return []
+    between = (words[before[1] : after[0]] for before, after in itertools.pairwise(found))
+    return [thing for *_, thing in found] if all(set(gap) <= BETWEEN for gap in between) else []
 
 
 def _mentions(words: list[str], things: Mapping[str, int]) -> Iterator[tuple[int, int, int]]:

@@ -1,4 +1,4 @@
-"""Whether a picture shows what a question asks for, typed or spoken."""
+"""Closed questions about a picture: whether it shows a thing, typed or spoken, and which of several it shows."""
 
 import itertools
 import math
@@ -6,8 +6,16 @@ import math
 import pytest
 import torch
 
+from mixlora.modeling.closed_questions import (
+    SEEN_ENOUGH,
+    SPOKEN,
+    asked_thing,
+    offered_things,
+    spoken_verdict,
+    things_heard,
+    verdict,
+)
 from mixlora.modeling.spelling import BLANK
-from mixlora.modeling.verdicts import SEEN_ENOUGH, SPOKEN, asked_thing, spoken_verdict, things_heard, verdict
 from tests.modeling.model_fixtures import IMAGE, batch_inputs, row_inputs, tiny_model
 
 THINGS = {
@@ -41,6 +49,23 @@ ALPHABET = " abcdefghijklmnopqrstuvwxyz"
 )
 def test_the_one_thing_that_a_question_asks_for(question: str, thing: str | None) -> None:
     assert asked_thing(question, THINGS) == (None if thing is None else THINGS[thing])
+
+
+@pytest.mark.parametrize(
+    ("question", "offered"),
+    [
+        ("is this a dog or a cat", ["dog", "cat"]),
+        ("is this a dog a bus a cat face or ice cream", ["dog", "bus", "cat face", "ice cream"]),
+        ("can you see a can or a cat", ["can", "cat"]),
+        ("is the dog left or right of the cat", []),
+        ("is there a dog and a cat", []),
+        ("is this a dog or a horse", []),
+        ("is there a dog", []),
+        ("", []),
+    ],
+)
+def test_the_things_that_a_question_offers(question: str, offered: list[str]) -> None:
+    assert offered_things(question, THINGS) == [THINGS[name] for name in offered]
 
 
 def letters_of(text: str) -> list[int]:
@@ -107,26 +132,19 @@ def test_what_is_heard_and_what_is_seen_decide_together() -> None:
     assert unheard == pytest.approx(0.5, abs=0.02)
 
 
-WORDS = {
-    10: " is",
-    11: " there",
-    12: " a",
-    13: " the",
-    14: " dog",
-    15: " cat",
-    16: "yes",
-    17: "no",
-    18: "dog",
-    19: "cat",
-}
+WORDS = dict(
+    enumerate(
+        (" is", " there", " a", " the", " dog", " cat", " animal", " or", "yes", "no", "dog", "cat", "animal"), 10
+    )
+)
 IDS = {text: token for token, text in WORDS.items()}
 END = 9
 
 
 def seeing_model(**changes):
-    """A model that knows a dog (seen here) and a cat (not here) by name, and hears letters."""
+    """A model that knows a dog (seen here), a cat (not here) and the kind of animals by name, and hears letters."""
     model = tiny_model(
-        vision_names={"count": 2, "longest": 2, "hidden_size": 5},
+        vision_names={"count": 3, "longest": 2, "hidden_size": 5},
         vision_letters={"widths": [4], "layers": [1], "patch_size": 2, "tokens": 2},
         speech_context={"layers": 1, "kernel_size": 3, "intermediate_size": 12, "stride": 2},
         speech_letters={},
@@ -139,9 +157,9 @@ def seeing_model(**changes):
         for token, text in WORDS.items():
             part.spelling[token, : len(text)] = torch.tensor(part.letters_of(text), dtype=torch.uint8)
     names = model.model.vision_names
-    names.learn_names([[IDS["dog"]], [IDS["cat"]]])
+    names.learn_names([[IDS["dog"]], [IDS["cat"]], [IDS["animal"]]], kinds=[[IDS["animal"]]])
     names.head.weight.data.zero_()
-    names.head.bias.data = torch.tensor([0.0, 3.0, -4.0])
+    names.head.bias.data = torch.tensor([0.0, 3.0, -4.0, 4.0])
     return model
 
 
@@ -189,6 +207,36 @@ def test_what_is_seen_answers_a_typed_question() -> None:
 
 
 @torch.no_grad()
+def test_a_question_that_offers_things_is_answered_by_one_of_them() -> None:
+    model = seeing_model()
+    plain = len(asking(model, [IDS[" the"]])[0])
+    for offered, chances in (
+        (("dog", "cat"), {"dog": math.exp(3), "cat": math.exp(-4)}),
+        (("cat", "animal"), {"cat": math.exp(-4), "animal": math.exp(4)}),
+    ):
+        first, second = (IDS[f" {name}"] for name in offered)
+        tellers, _ = asking(model, [IDS[" is"], IDS[" a"], first, IDS[" or"], IDS[" a"], second, END])
+        assert len(tellers) == plain + 1
+        scorer, counts = tellers[-1]
+        expected = scorer(())
+        found = dict(zip(expected.tokens.tolist(), expected.chances.exp().tolist(), strict=True))
+        total = sum(chances.values())
+        assert found == pytest.approx({IDS[name]: each / total for name, each in chances.items()}) and counts == 2
+
+
+@torch.no_grad()
+def test_kinds_are_told_where_they_are_offered_alone() -> None:
+    model = seeing_model()
+    tellers, media = asking(model, [IDS[" the"]])
+    told = media["image"].told[0]
+    assert int(told.whole.argmax()) == 3 and told.names[0][0] == (IDS["dog"],) and told.somewhere[3] == 0
+    assert (IDS["animal"],) not in [name for name, _ in told.names]
+    assert IDS["animal"] not in tellers[0][0](()).tokens.tolist()
+    question = [IDS[text] for text in (" is", " there", " a", " animal")]
+    assert len(asking(model, question)[0]) == len(tellers)  # whether it is of a kind, the decoder says
+
+
+@torch.no_grad()
 def test_only_the_last_turn_asks() -> None:
     model = seeing_model()
     dog, cat = ([IDS[" is"], IDS[" there"], IDS[" a"], IDS[f" {name}"]] for name in ("dog", "cat"))
@@ -219,10 +267,10 @@ def test_a_clip_asks_where_nothing_is_written() -> None:
         scores[2 * place, letter], scores[2 * place + 1, BLANK] = 6.0, 6.0
     clip.letters = scores.log_softmax(-1)
     told = media["image"].told[0]
-    yes = model._chance_of_yes(told, torch.tensor([IMAGE, END]), [clip])
-    assert yes == pytest.approx(float(verdict(there[2])), abs=1e-3)
-    assert model._chance_of_yes(told, torch.tensor([IMAGE, IDS[" the"], END]), [clip]) is None
-    assert model._chance_of_yes(told, torch.tensor([IMAGE, END]), [clip, clip]) is None
+    [teller] = model._closed(told, torch.tensor([IMAGE, END]), [clip])
+    assert answer(model, teller) == pytest.approx(float(verdict(there[2])), abs=1e-3)
+    assert not model._closed(told, torch.tensor([IMAGE, IDS[" the"], END]), [clip])
+    assert not model._closed(told, torch.tensor([IMAGE, END]), [clip, clip])
 
 
 def test_an_answer_follows_what_is_seen() -> None:
@@ -232,6 +280,6 @@ def test_an_answer_follows_what_is_seen() -> None:
         question = [IDS[text] for text in (" is", " there", " a", f" {name}")]
         row["ids"] = [IMAGE] * model.model.picture_tokens + question + [END]
         answered = model.generate(
-            **batch_inputs([row]), max_new_tokens=1, do_sample=False, suppress_tokens=[*range(16), *range(18, 400)]
+            **batch_inputs([row]), max_new_tokens=1, do_sample=False, suppress_tokens=[*range(18), *range(20, 400)]
         )
         assert answered[0, -1] == IDS[said]
