@@ -12,7 +12,7 @@ SEEN_ENOUGH = 0.3
 """Probability from which a thing is rather in the picture: one that is asked for is there more often than any other.
 Best on scenes in the styles of training."""
 BESIDE = frozenset(
-    "a an and any anywhere are at contain depict drawing emoji here image in is it of on or photo picture scene see "
+    "a an and any anywhere are at contain depict drawing emoji here image in is it on or photo picture scene see "
     "shot show shown shows some somewhere that there these this those visible".split()
 )
 """Words that may stand beside the thing: others are part of its name ("a dog house"), or tell more of it ("a red

@@ -30,7 +30,7 @@ STAGES = {
         "speech_align", "speech_copy", "speech_sft", "speech_voices", "speech_more", "speech_mend",
         "vision_polish", "vision_speech", "vision_mix", "vision_detail", "vision_numbers", "vision_digits",
         "vision_practice", "vision_listen", "vision_views", "vision_questions", "vision_answers", "vision_verify",
-        "vision_told", "vision_read", "vision_more", "vision_heard", "vision_asked",
+        "vision_told", "vision_read", "vision_more", "vision_heard", "vision_asked", "vision_spoken",
     ],
     "smoke": [
         "text", "vision_align", "vision_tower", "speech_align", "speech_sft", "vision_speech", "streamed", "mimic",
