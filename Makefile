@@ -47,8 +47,8 @@ default: $(STAMP)
 		$(BIN)/python scripts/$$step.py || exit 1; done
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/teach_letters.py build/start build/taught
 	HF_HUB_OFFLINE=1 $(BIN)/mixlora train training/recipes/default.yaml --output build/train
-	HF_HUB_OFFLINE=1 $(BIN)/python scripts/export_default.py build/train/32-vision_asked mixlora/default --round vision_names \
-		--mean build/train/31-vision_heard --share 0.25
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/export_default.py build/train/33-vision_spoken mixlora/default --round vision_names \
+		--mean build/train/32-vision_asked --share 0.25
 
 test: $(STAMP)
 	@echo "==> running the tests, offline, in $(WORKERS) processes"

@@ -2,8 +2,8 @@
 
 Matrices whose values float8 (e4m3) holds to the last bit are kept so; `from_pretrained` reads them like any other.
 
-python scripts/export_default.py build/train/32-vision_asked mixlora/default --round vision_names \
-    --mean build/train/31-vision_heard --share 0.25
+python scripts/export_default.py build/train/33-vision_spoken mixlora/default --round vision_names \
+    --mean build/train/32-vision_asked --share 0.25
 """
 
 import argparse
@@ -68,6 +68,9 @@ def main() -> None:
     model.half().save_pretrained(args.output)
     shrink(args.output / "model.safetensors")
     MixLoraProcessor.from_pretrained(args.source).save_pretrained(args.output)
+    tokenizer = args.output / "tokenizer.json"
+    content = json.loads(tokenizer.read_text(encoding="utf-8"))
+    tokenizer.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
     config = args.output / "config.json"
     content = json.loads(config.read_text(encoding="utf-8"))
     for part in (content, content["text_config"], content["vision_config"], content["speech_config"]):
