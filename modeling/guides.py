@@ -111,7 +111,8 @@ class GuidedAnswers:
         if offered:
             ids = {number: ids for ids, number in listed.items()}
             likely = told.whole[offered].log_softmax(-1).tolist()
-            return [(NameScorer([(ids[number], each) for number, each in zip(offered, likely, strict=True)]), CLOSED)]
+            names = [(ids[number], each) for number, each in zip(offered, likely, strict=True)]
+            return [(NameScorer(names, offered=True), CLOSED)]
         kinds = self.model.vision_names.kinds.tolist()
         yes = self._chance_of_yes(told, question, {name: i for name, i in things.items() if not kinds[i - 1]}, clips)
         if yes is None:

@@ -20,9 +20,11 @@ class NameScorer:
 
     Args:
         names: ids of each, with its log-probability.
+        offered: whether the question offers them, so that an answer begins with one, supported by the decoder or not.
     """
 
-    def __init__(self, names: Sequence[tuple[Prefix, float]]):
+    def __init__(self, names: Sequence[tuple[Prefix, float]], offered: bool = False):
+        self.offered = offered
         self._names = [(name, math.exp(score)) for name, score in names]
 
     def __call__(self, prefix: Prefix) -> Expected | None:
@@ -82,7 +84,7 @@ class ToldGuide(LogitsProcessor):
         said = [(number, scorer(prefix)) for number, (scorer, _) in enumerate(self.tellers[row])]
         told = [(number, expected) for number, expected in said if expected is not None]
         if before is None:
-            weights = self._weights(own, [(self.tellers[row][number][1], expected) for number, expected in told])
+            weights = self._weights(own, [(*self.tellers[row][number], expected) for number, expected in told])
         else:
             weights = [float(before[number, prefix[-1]]) for number, _ in told]
         both = (1 - sum(weights)) * own
@@ -94,12 +96,15 @@ class ToldGuide(LogitsProcessor):
         self._remember(row, prefix, after)
         return both.log()
 
-    def _weights(self, own: torch.Tensor, told: Sequence[tuple[float, Expected]]) -> list[float]:
+    def _weights(
+        self, own: torch.Tensor, told: Sequence[tuple[NameScorer | TextScorer, float, Expected]]
+    ) -> list[float]:
         """Of each teller, by how much it counts and what it expects first, where the decoder gives tokens the
         probabilities `own` `[vocabulary]`. Together they have twice the weight of one at most."""
         weights = []
-        for counts, expected in told:
-            support = float(own[expected.tokens.to(own.device)].sum())
+        for scorer, counts, expected in told:
+            offered = isinstance(scorer, NameScorer) and scorer.offered
+            support = SUPPORT if offered else float(own[expected.tokens.to(own.device)].sum())
             weights.append(self.weight * counts * min(1.0, support / SUPPORT))
         scale = min(1.0, 2 * self.weight / max(sum(weights), 1e-9))
         return [scale * weight for weight in weights]

@@ -19,6 +19,17 @@ SPELLINGS = Spellings(["", " a", " ab", "b", " b", "", "a", "c"])
 TEXTS = [("ab", math.log(0.75)), ("b", math.log(0.25))]
 
 
+def test_what_a_question_offers_needs_no_support() -> None:
+    decoder = torch.tensor([0.0, 0, -20, -20, 0, 0, 0, 0]).log_softmax(-1)
+    first = {}
+    for offered in (False, True):
+        tellers = [(NameScorer([((2,), math.log(0.9)), ((3,), math.log(0.1))], offered), 2.0)]
+        guide = ToldGuide([tellers], 0.4, prompt_length=1, ends=[END])
+        first[offered] = guide(torch.tensor([[9]]), decoder[None])[0].exp()
+    assert first[False][2] < 1e-6 and first[True][2] > 0.5
+    assert first[True].sum() == pytest.approx(1)
+
+
 def test_a_name_goes_on_token_by_token() -> None:
     scorer = NameScorer(NAMES)
     for prefix, chances, end in (((), {1: 7 / 8, 3: 1 / 8}, 0), ((1,), {2: 5 / 7}, 2 / 7), ((1, 2), {}, 1)):
