@@ -12,7 +12,7 @@ from .configuration_mixlora import MixLoraConfig
 from .ctc_prefix import CtcGuide, CtcPrefixScorer, TextScorer
 from .media_encoding import Heard, MediaOutput, Told
 from .told_guide import NameScorer, Teller, ToldGuide
-from .vision_names import Named
+from .vision_names import UNNAMED, Named
 
 CLOSED = 2
 """How much what answers a closed question counts, to 1 of a name or a text: the decoder did not learn to ask it."""
@@ -112,7 +112,8 @@ class GuidedAnswers:
             ids = {number: ids for ids, number in listed.items()}
             likely = told.whole[offered].log_softmax(-1).tolist()
             names = [(ids[number], each) for number, each in zip(offered, likely, strict=True)]
-            return [(NameScorer(names, offered=True), CLOSED)]
+            known = 1 - float(told.whole.softmax(-1)[UNNAMED])  # with kinds
+            return [(NameScorer(names, offered=True), CLOSED * known)]
         kinds = self.model.vision_names.kinds.tolist()
         yes = self._chance_of_yes(told, question, {name: i for name, i in things.items() if not kinds[i - 1]}, clips)
         if yes is None:
@@ -129,11 +130,11 @@ class GuidedAnswers:
         if len(clips) != 1 or clips[0].letters is None:
             return None
         heard = things_heard(clips[0].letters, things, self.model.speech_letters.letters_of)
-        return spoken_verdict(heard, told.somewhere.cpu()[list(things.values())])
+        return spoken_verdict(heard, told.somewhere[list(things.values())])
 
     def _last_turn(self, ids: torch.Tensor) -> torch.Tensor:
         """Of a row `[length]`, what stands behind the last but one token that ends turns."""
-        ends = torch.isin(ids, torch.tensor(self._ends({}, None), device=ids.device)).nonzero().squeeze(1).tolist()
+        ends = self._end_places(ids)
         return ids[ends[-2] + 1 :] if len(ends) > 1 else ids
 
     def _items(
@@ -167,14 +168,17 @@ class GuidedAnswers:
 
     def _in_last_turn(self, ids: torch.Tensor, place: int) -> bool:
         """Whether no answer came since: behind `place` ends that turn alone, by a token that ends answers too."""
-        return self._count_ends(ids[place:]) <= 1
+        return len(self._end_places(ids[place:])) <= 1
 
     def _of_last_pictures(self, ids: torch.Tensor, place: int) -> bool:
         """Whether no turn ends between `place` and the last picture."""
-        return not self._count_ends(ids[place : int((ids == self.config.image_token_id).nonzero()[-1])])
+        return not self._end_places(ids[place : int((ids == self.config.image_token_id).nonzero()[-1])])
 
-    def _count_ends(self, ids: torch.Tensor) -> int:
-        return sum(int((ids == end).sum()) for end in self._ends({}, None))
+    def _end_places(self, ids: torch.Tensor) -> list[int]:
+        """Where turns end in a part of a row `[length]`."""
+        ends = torch.tensor(self._ends({}, None), dtype=ids.dtype, device=ids.device)
+        places: list[int] = torch.isin(ids, ends).nonzero().squeeze(1).tolist()
+        return places
 
     def _ends(self, kwargs: dict[str, Any], config: GenerationConfig | None) -> list[int]:
         """Tokens that end an answer: those given to one call, else the model's own."""

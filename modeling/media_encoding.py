@@ -168,8 +168,8 @@ class MediaEncoding:
         if self.config.vision_names is not None:
             stacked = torch.stack(features)
             with torch.no_grad():
-                logits = self.vision_names(stacked)
-            things = self.vision_names.things_at(stacked)
+                logits = self.vision_names(stacked).cpu()  # read back once for all pictures
+            things = self.vision_names.things_at(stacked).cpu()
             found = zip(
                 logits,
                 self.vision_names.somewhere(things),

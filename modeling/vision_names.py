@@ -114,7 +114,10 @@ class VisionNames(nn.Module):
 
     def _of_things(self, logits: torch.Tensor) -> torch.Tensor:
         """Without kinds."""
-        return torch.cat([logits[..., :1], logits[..., 1:].masked_fill(self.kinds[: self.known], -torch.inf)], dim=-1)
+        return torch.cat(
+            [logits[..., :1], logits[..., 1:].masked_fill(self.kinds[: self.known].to(logits.device), -torch.inf)],
+            dim=-1,
+        )
 
     @torch.no_grad()
     def things_at(self, features: torch.Tensor) -> torch.Tensor:
@@ -158,7 +161,7 @@ class VisionNames(nn.Module):
 
     def _named(self, chances: torch.Tensor, classes: torch.Tensor) -> Named:
         """Ids of the names of `classes` `[names]`, () of none, each with its of `chances` `[1 + known]`."""
-        ids = self.names[classes - 1]
+        ids = self.names.to(classes.device)[classes - 1]
         ids[classes == UNNAMED] = END
         names = [tuple(token for token in name if token != END) for name in ids.tolist()]
         named = zip(names, chances[classes].tolist(), strict=True)

@@ -30,6 +30,14 @@ def test_what_a_question_offers_needs_no_support() -> None:
     assert first[True].sum() == pytest.approx(1)
 
 
+def test_all_tellers_together_leave_the_decoder_its_share() -> None:
+    tellers = [(NameScorer([((token,), 0.0)]), counts) for token, counts in ((1, 1.0), (2, 1.0), (3, 2.0))]
+    decoder = torch.tensor([9.0, 6, 6, 6, 0, 0, 0, 0]).log_softmax(-1)
+    guide = ToldGuide([tellers], 0.4, prompt_length=1, ends=[END])
+    both = guide(torch.tensor([[9]]), decoder[None])[0].exp()
+    assert both.sum() == pytest.approx(1) and (both >= 0.2 * decoder.exp() - 1e-6).all()
+
+
 def test_a_name_goes_on_token_by_token() -> None:
     scorer = NameScorer(NAMES)
     for prefix, chances, end in (((), {1: 7 / 8, 3: 1 / 8}, 0), ((1,), {2: 5 / 7}, 2 / 7), ((1, 2), {}, 1)):
